@@ -1,0 +1,2 @@
+//! The service inside each desktop.
+fn main() {}

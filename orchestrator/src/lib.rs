@@ -1,0 +1,2 @@
+//! Mayfly control plane.
+pub mod provider;

@@ -1,0 +1,2 @@
+//! The orchestrator's one binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Everything the launcher does, without Tauri.
+pub mod view;

@@ -1,0 +1,2 @@
+//! `mayfly` for the terminal.
+fn main() {}

@@ -1,0 +1,4 @@
+//! Tauri's code generation.
+fn main() {
+    tauri_build::build();
+}

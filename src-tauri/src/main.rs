@@ -1,0 +1,2 @@
+//! Mayfly in the tray.
+fn main() {}
