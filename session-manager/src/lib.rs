@@ -1,2 +1,13 @@
 //! Everything the launcher does, without Tauri.
+//!
+//! A surface calls [`manager::spawn`] and holds the [`handle::Handle`]: actions in; view, tray, window wishes out.
+
+pub mod handle;
+pub mod manager;
+pub mod notify;
+pub mod secrets;
+pub mod settings;
 pub mod view;
+
+pub use handle::{Exit, Handle, Page, Tray, WindowWish};
+pub use manager::{Adapters, Config, spawn};

@@ -10,7 +10,6 @@ use ts_rs::TS;
 
 /// An entry of the catalogue with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
-#[ts(export)]
 pub struct Message {
     /// Fluent message id.
     pub id: String,
@@ -22,7 +21,6 @@ pub struct Message {
 /// An argument of a [`Message`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(untagged)]
-#[ts(export)]
 pub enum Arg {
     /// A number, for plurals.
     Number(i32),
@@ -33,7 +31,6 @@ pub enum Arg {
 /// What a person can ask for; the id of every button and menu item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, TS)]
 #[serde(rename_all = "snake_case")]
-#[ts(export)]
 pub enum Action {
     /// Ask for a desktop.
     NewDesktop,
@@ -60,7 +57,6 @@ pub enum Action {
 /// A line of the tray menu.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[ts(export)]
 pub enum MenuEntry {
     /// Text that cannot be chosen: the status.
     Status {
@@ -81,7 +77,6 @@ pub enum MenuEntry {
 /// Look of the tray icon; never told by colour alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, TS)]
 #[serde(rename_all = "snake_case")]
-#[ts(export)]
 pub enum TrayIcon {
     /// No desktop.
     Idle,
@@ -96,7 +91,6 @@ pub enum TrayIcon {
 /// Where a stage stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(rename_all = "snake_case")]
-#[ts(export)]
 pub enum StageStatus {
     /// Not begun.
     Pending,
@@ -110,7 +104,6 @@ pub enum StageStatus {
 
 /// A stage in the progress window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
-#[ts(export)]
 pub struct StageView {
     /// Which; its words are `stage-<name>` in the catalogue.
     #[ts(type = "string")]
@@ -125,7 +118,6 @@ pub struct StageView {
 /// What the window shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, TS)]
 #[serde(tag = "screen", rename_all = "snake_case")]
-#[ts(export)]
 pub enum Screen {
     /// No desktop. Actions: [`Action::NewDesktop`].
     Home {
@@ -196,7 +188,6 @@ pub enum Screen {
 
 /// The whole picture. The windows get it whole after every change, first on opening.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, TS)]
-#[ts(export)]
 pub struct View {
     /// The window.
     pub screen: Screen,
@@ -209,7 +200,6 @@ pub struct View {
 /// What a person sets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(deny_unknown_fields, default)]
-#[ts(export)]
 pub struct Settings {
     /// Address of the orchestrator.
     pub orchestrator: String,
@@ -223,7 +213,6 @@ pub struct Settings {
 
 /// From closing the client to the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, TS)]
-#[ts(export)]
 pub enum Countdown {
     /// Ten seconds.
     #[default]
@@ -243,7 +232,6 @@ pub enum Countdown {
 /// Options of the RDP client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(deny_unknown_fields, default)]
-#[ts(export)]
 pub struct RdpOptions {
     /// Path of the client; absent: the best one found.
     pub client: Option<String>,
