@@ -1,0 +1,100 @@
+//! What runs inside virtual machines: the static agent, the micro guest, the desktop image.
+//!
+//! All three are cached by content: the builders compare what goes in, never times.
+
+use crate::house::House;
+use crate::packages::{self, Purpose};
+use crate::run;
+use anyhow::{Context, Result};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Options of `cargo xtask image`.
+#[derive(Args)]
+pub(crate) struct ImageArgs {
+    /// Distribution and release, such as `bookworm`, `trixie`, `jammy` or `noble` [default: the builder's]
+    #[arg(long)]
+    suite: Option<String>,
+    /// Build it even if the cache has it
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn image_command(house: &House, args: &ImageArgs) -> Result<()> {
+    packages::ensure(&[Purpose::Image])?;
+    let mut extra = Vec::new();
+    if let Some(suite) = &args.suite {
+        extra.extend(["--suite", suite]);
+    }
+    if args.force {
+        extra.push("--force");
+    }
+    println!("{}", image(house, &extra)?.display());
+    Ok(())
+}
+
+/// The agent, linked statically against glibc so that it runs in any guest.
+pub(crate) fn agent(house: &House) -> Result<PathBuf> {
+    static_binary(house, &["--package", "mayfly-agent"], "mayfly-agent")
+}
+
+/// The folder of the desktop image, built if the cache has none of this content.
+pub(crate) fn image(house: &House, extra: &[&str]) -> Result<PathBuf> {
+    let agent = agent(house)?;
+    run::run(&mut house.cargo(["build", "--package", "mayfly-orchestrator"]))?;
+    let mut command = house.command(house.binary("mayfly-orchestrator"));
+    command
+        .args(["image", "build", "--agent"])
+        .arg(agent)
+        .arg("--role")
+        .arg(house.root.join("ansible"))
+        .arg("--output")
+        .arg(house.images())
+        .args(extra);
+    run::last_line(&mut command).map(PathBuf::from)
+}
+
+/// The folder of the micro guest's image.
+pub(crate) fn micro_guest(house: &House) -> Result<PathBuf> {
+    let agent = agent(house)?;
+    let rdp = static_binary(
+        house,
+        &["--package", "mayfly-tests", "--bin", "micro-rdp"],
+        "micro-rdp",
+    )?;
+    let mut command = house.cargo([
+        "run",
+        "--package",
+        "mayfly-tests",
+        "--bin",
+        "mayfly-micro-guest",
+        "--",
+        "--agent",
+    ]);
+    command
+        .arg(agent)
+        .arg("--rdp")
+        .arg(rdp)
+        .arg("--output")
+        .arg(house.images());
+    run::last_line(&mut command).map(PathBuf::from)
+}
+
+fn static_binary(house: &House, what: &[&str], name: &str) -> Result<PathBuf> {
+    let host = host()?;
+    let mut command = house.cargo(["build", "--release", "--target", &host]);
+    command
+        .args(what)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run::run(&mut command)?;
+    Ok(house.target.join(host).join("release").join(name))
+}
+
+/// This machine's target triple, as rustc names it.
+fn host() -> Result<String> {
+    let text = run::output(std::process::Command::new("rustc").arg("-vV"))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+        .context("`rustc -vV` names no host")
+}

@@ -1,0 +1,246 @@
+//! The system's packages: which, for what, and how they come.
+//!
+//! # Guarantees
+//! * Nothing is installed when everything is there; otherwise what is missing is named with its reason first.
+//! * Only Debian's and Ubuntu's own archives are used, by `apt-get`, as root or through sudo.
+
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What a package is for; `demo` and `test` name the purposes they serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Compile the tray app and its windows.
+    Build,
+    /// Build the desktop image.
+    Image,
+    /// Run desktops here and connect to them.
+    Run,
+    /// Drive everything as a person would, without a screen.
+    Test,
+    /// Build for Windows and type-check for macOS.
+    Cross,
+}
+
+struct Need {
+    purpose: Purpose,
+    /// Any one of these; the first that the archive has is installed.
+    any_of: &'static [&'static str],
+    reason: &'static str,
+    /// Absent from some releases; what is lost without it.
+    without: Option<&'static str>,
+}
+
+const fn need(purpose: Purpose, any_of: &'static [&'static str], reason: &'static str) -> Need {
+    Need {
+        purpose,
+        any_of,
+        reason,
+        without: None,
+    }
+}
+
+use Purpose::{Build, Cross, Image, Run, Test};
+
+const NEEDS: &[Need] = &[
+    need(Build, &["gcc"], "compiles the C parts of Rust crates"),
+    need(
+        Build,
+        &["libc6-dev"],
+        "C headers, and the static libc of the agent",
+    ),
+    need(
+        Build,
+        &["pkg-config", "pkgconf"],
+        "finds the libraries of the windows",
+    ),
+    need(Build, &["libwebkit2gtk-4.1-dev"], "draws the windows"),
+    need(
+        Image,
+        &["mmdebstrap"],
+        "makes the desktop's root file system",
+    ),
+    need(
+        Image,
+        &["debian-archive-keyring"],
+        "checks Debian's signatures",
+    ),
+    need(
+        Image,
+        &["ansible"],
+        "configures the desktop (role desktop-config)",
+    ),
+    need(Image, &["e2fsprogs"], "makes the desktop's disk"),
+    need(Run, &["qemu-utils"], "disk images and overlays"),
+    need(Run, &["qemu-system-x86"], "runs desktops"),
+    need(Run, &["freerdp2-x11", "freerdp3-x11"], "the RDP client"),
+    need(Run, &["libayatana-appindicator3-1"], "the tray icon"),
+    Need {
+        purpose: Run,
+        any_of: &["passt"],
+        reason: "the desktop's network, shut off from this machine",
+        without: Some("desktops have no internet"),
+    },
+    need(Test, &["xvfb"], "a screen without a screen"),
+    need(Test, &["dbus-daemon", "dbus"], "a private D-Bus session"),
+    need(Test, &["xfce4-panel"], "a real panel to hold the tray icon"),
+    need(Test, &["xfconf"], "the panel's configuration"),
+    need(Test, &["dunst"], "receives the notifications"),
+    need(Test, &["gnome-keyring"], "a real keyring"),
+    need(
+        Test,
+        &["webkit2gtk-driver"],
+        "drives the windows (WebDriver)",
+    ),
+    need(Test, &["xdotool"], "keyboard and mouse"),
+    need(Test, &["fonts-dejavu-core"], "letters in the windows"),
+    need(Test, &["busybox-static"], "userland of the micro guest"),
+    need(Test, &["cpio"], "packs the micro guest"),
+    need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build"),
+    need(
+        Cross,
+        &["rustc-web"],
+        "a Rust compiler whose standard library can be rebuilt",
+    ),
+    need(Cross, &["cargo-web"], "the cargo of that compiler"),
+    need(
+        Cross,
+        &["rust-web-src"],
+        "the source of the standard library",
+    ),
+];
+
+/// Installs what is missing for these purposes.
+pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
+    let mut missing = missing(purposes)?;
+    let node = purposes.contains(&Build) && crate::ui::node_on_path().is_none();
+    if missing.is_empty() && !node {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "this machine has no apt-get. Install by hand what Debian calls:\n{}",
+            table(&missing)
+        );
+    }
+    apt(&["update", "-q"])?;
+    let mut install = BTreeSet::new();
+    missing.retain(|need| match available(need.any_of) {
+        Some(package) => {
+            install.insert(package);
+            true
+        }
+        None if need.without.is_some() => {
+            eprintln!(
+                "{} is not in this release's archive: {}.",
+                need.any_of[0],
+                need.without.unwrap_or_default()
+            );
+            false
+        }
+        // apt-get names it in its own error.
+        None => {
+            install.insert(need.any_of[0]);
+            true
+        }
+    });
+    let mut reasons = table(&missing);
+    if node && crate::ui::archive_has_node() {
+        reasons.push_str("  nodejs npm                   build the windows\n");
+        install.extend(["nodejs", "npm"]);
+    }
+    if install.is_empty() {
+        return Ok(());
+    }
+    eprintln!("Installing from this system's own archive:\n{reasons}");
+    let mut args = vec!["install", "-q", "-y", "--no-install-recommends"];
+    args.extend(install);
+    apt(&args)
+}
+
+fn missing(purposes: &[Purpose]) -> Result<Vec<&'static Need>> {
+    let installed = installed();
+    Ok(NEEDS
+        .iter()
+        .filter(|need| purposes.contains(&need.purpose))
+        .filter(|need| {
+            !need
+                .any_of
+                .iter()
+                .any(|package| installed.contains(*package))
+        })
+        .collect())
+}
+
+/// Names of all installed packages; none where there is no dpkg.
+fn installed() -> BTreeSet<String> {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status} ${Package}\\n"])
+        .output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The first of the packages that the archive offers.
+fn available(any_of: &[&'static str]) -> Option<&'static str> {
+    any_of
+        .iter()
+        .copied()
+        .find(|package| candidate(package).is_some())
+}
+
+/// The version that apt would install.
+pub(crate) fn candidate(package: &str) -> Option<String> {
+    let output = Command::new("apt-cache")
+        .args(["policy", package])
+        .env("LC_ALL", "C")
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))
+        .filter(|version| *version != "(none)")
+        .map(str::to_owned)
+}
+
+fn table(needs: &[&Need]) -> String {
+    needs.iter().fold(String::new(), |mut text, need| {
+        let _ = writeln!(text, "  {:<28} {}", need.any_of.join(" or "), need.reason);
+        text
+    })
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let root = crate::run::output(Command::new("id").arg("-u"))?.trim() == "0";
+    let mut command = Command::new(if root { "apt-get" } else { "sudo" });
+    if !root {
+        // Without a terminal nobody can type a password: fail at once instead of waiting.
+        if !std::io::stdin().is_terminal() {
+            command.arg("-n");
+            command.stdin(Stdio::null());
+        }
+        command.args(["--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
+    }
+    let status = command
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status();
+    if status
+        .context("starting apt-get")
+        .is_ok_and(|s| s.success())
+    {
+        return Ok(());
+    }
+    bail!(
+        "apt-get failed, or needs an administrator. Run this, then come back:\n  sudo apt-get update && sudo apt-get {}",
+        args.join(" ")
+    );
+}

@@ -1,0 +1,342 @@
+//! `test`, `bench` and `soak`: the stages, in order; the first that fails stops the run and is named.
+//!
+//! # Guarantees
+//! * Everything a stage starts has its temporary folder below one folder of this run, named in its environment
+//!   (`TMPDIR`). What is left of it at the end, process, socket or file, fails the run: counted from `/proc` and the
+//!   file system, never from Mayfly's own records.
+//! * The last line is `N passed, N failed`, summed from what the test runners said.
+
+use crate::guests;
+use crate::house::House;
+use crate::packages::{self, Purpose};
+use crate::run::{self, Tally};
+use crate::ui;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Options of `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Only these stages, and what they need; all without one. `list` names them
+    stages: Vec<String>,
+    /// Passed to the test programs, such as part of a test's name
+    #[arg(last = true)]
+    tests: Vec<String>,
+}
+
+/// Options of `cargo xtask bench` and `soak`, which the program behind them reads.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Passed on
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// One run of the suite.
+struct Suite<'a> {
+    house: &'a House,
+    tests: &'a [String],
+    tally: Tally,
+    /// Temporary folder of everything that this run starts.
+    tmp: PathBuf,
+    agent_guest: Option<PathBuf>,
+    desktop: Option<PathBuf>,
+}
+
+/// A stage's work.
+type Work = fn(&mut Suite<'_>) -> Result<()>;
+
+struct Stage {
+    name: &'static str,
+    what: &'static str,
+    work: Work,
+}
+
+const STAGES: &[Stage] = &[
+    Stage {
+        name: "packages",
+        what: "what the system must have",
+        work: |_| {
+            use Purpose::{Build, Cross, Image, Run, Test};
+            packages::ensure(&[Build, Image, Run, Test, Cross])
+        },
+    },
+    Stage {
+        name: "fmt",
+        what: "every file formatted",
+        work: |suite| run::run(&mut suite.house.cargo(["fmt", "--all", "--check"])),
+    },
+    Stage {
+        name: "ui",
+        what: "types, component tests and build of the windows",
+        work: |suite| ui::check_and_build(suite.house, &mut suite.tally),
+    },
+    Stage {
+        name: "clippy",
+        what: "no warning in the workspace",
+        work: |suite| {
+            suite.ui_is_built()?;
+            let args = "clippy --workspace --all-targets --locked -- -D warnings";
+            run::run(&mut suite.house.cargo(args.split(' ')))
+        },
+    },
+    Stage {
+        name: "micro-guest",
+        what: "the static agent and the smallest machine that holds it",
+        work: |suite| suite.micro_guest().map(drop),
+    },
+    Stage {
+        name: "crates",
+        what: "tests of each crate; the qemu provider on the micro guest",
+        work: |suite| {
+            suite.ui_is_built()?;
+            let args = "test --workspace --exclude mayfly-tests --locked";
+            suite.cargo_test(args)
+        },
+    },
+    Stage {
+        name: "image",
+        what: "the desktop image",
+        work: |suite| suite.desktop().map(drop),
+    },
+    Stage {
+        name: "end-to-end",
+        what: "whole scenarios, on the micro guest and on the real desktop",
+        work: |suite| {
+            suite.programs()?;
+            suite.desktop()?;
+            suite.cargo_test("test --package mayfly-tests --locked")
+        },
+    },
+    Stage {
+        name: "leftovers",
+        what: "no process, socket or file of the tests is left",
+        work: |suite| suite.leftovers(),
+    },
+];
+
+pub(crate) fn test(house: &House, args: &TestArgs) -> Result<()> {
+    if args.stages.iter().any(|name| name == "list") {
+        for stage in STAGES {
+            println!("{:<12} {}", stage.name, stage.what);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = args
+        .stages
+        .iter()
+        .find(|name| STAGES.iter().all(|stage| stage.name != **name))
+    {
+        bail!("no stage is called {unknown:?}; `cargo xtask test list` names them");
+    }
+    let mut suite = Suite::new(house, &args.tests)?;
+    let mut times: Vec<(&str, Duration)> = Vec::new();
+    let mut failure = None;
+    for stage in STAGES {
+        if !args.stages.is_empty() && args.stages.iter().all(|name| name != stage.name) {
+            continue;
+        }
+        println!("\n━━ {}: {}", stage.name, stage.what);
+        let start = Instant::now();
+        let outcome = (stage.work)(&mut suite);
+        times.push((stage.name, start.elapsed()));
+        if let Err(error) = outcome {
+            failure = Some((stage.name, error));
+            break;
+        }
+    }
+    let left = match &failure {
+        Some(_) => suite.leftovers().err(),
+        None => None,
+    };
+    println!("\nstage            seconds");
+    for (name, time) in &times {
+        println!("{name:<16} {:>7.1}", time.as_secs_f64());
+    }
+    let total: Duration = times.iter().map(|(_, time)| *time).sum();
+    println!("{:<16} {:>7.1}", "all", total.as_secs_f64());
+    if let Some((name, error)) = &failure {
+        println!("\nstage {name} failed: {error:#}");
+        if let Some(left) = left {
+            println!("{left:#}");
+        }
+        // A stage can fail without a failed test: a warning, a build.
+        suite.tally.failed = suite.tally.failed.max(1);
+    }
+    let Tally { passed, failed } = suite.tally;
+    println!("\n{passed} passed, {failed} failed");
+    match failure {
+        Some((name, _)) => bail!("stage {name} failed"),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
+    measured(house, "bench", &args.arguments)
+}
+
+pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
+    measured(house, "soak", &args.arguments)
+}
+
+/// Runs a program of mayfly-tests with everything it may use, in release: it measures.
+fn measured(house: &House, program: &str, args: &[String]) -> Result<()> {
+    use Purpose::{Build, Image, Run, Test};
+    packages::ensure(&[Build, Image, Run, Test])?;
+    let mut suite = Suite::new(house, &[])?;
+    suite.programs()?;
+    suite.desktop()?;
+    suite.micro_guest()?;
+    let build = ["build", "--package", "mayfly-tests", "--bin", program];
+    run::run(&mut house.cargo(build))?;
+    let mut command = house.command(house.binary(program));
+    command.arg("--reports").arg(house.reports()?).args(args);
+    suite.environment(&mut command);
+    let outcome = run::run(&mut command);
+    suite.leftovers().and(outcome)
+}
+
+impl<'a> Suite<'a> {
+    fn new(house: &'a House, tests: &'a [String]) -> Result<Self> {
+        // Short: unix sockets below it have 107 bytes for their whole path.
+        let tmp = std::env::temp_dir().join(format!("mfl-{}", std::process::id()));
+        fs::create_dir(&tmp).with_context(|| format!("making {}", tmp.display()))?;
+        Ok(Self {
+            house,
+            tests,
+            tally: Tally::default(),
+            tmp,
+            agent_guest: None,
+            desktop: None,
+        })
+    }
+
+    fn ui_is_built(&self) -> Result<()> {
+        if self.house.root.join("ui/dist/index.html").exists() {
+            return Ok(());
+        }
+        ui::build(self.house)
+    }
+
+    fn micro_guest(&mut self) -> Result<PathBuf> {
+        if self.agent_guest.is_none() {
+            self.agent_guest = Some(guests::micro_guest(self.house)?);
+        }
+        Ok(self.agent_guest.clone().unwrap_or_default())
+    }
+
+    fn desktop(&mut self) -> Result<PathBuf> {
+        if self.desktop.is_none() {
+            self.desktop = Some(guests::image(self.house, &[])?);
+        }
+        Ok(self.desktop.clone().unwrap_or_default())
+    }
+
+    /// Builds the programs that the end-to-end tests start.
+    fn programs(&self) -> Result<()> {
+        self.ui_is_built()?;
+        programs(self.house)
+    }
+
+    fn cargo_test(&mut self, args: &str) -> Result<()> {
+        self.micro_guest()?;
+        let mut command = self.house.cargo(args.split(' '));
+        if !self.tests.is_empty() {
+            command.arg("--").args(self.tests);
+        }
+        self.environment(&mut command);
+        run::run_tests(&mut command, &mut self.tally)
+    }
+
+    /// What tests find their tools by.
+    fn environment(&self, command: &mut std::process::Command) {
+        command
+            .env("TMPDIR", &self.tmp)
+            .env("MAYFLY_PROGRAMS", self.house.target.join("debug"))
+            .env("MAYFLY_REPORTS", self.house.root.join("target/reports"));
+        if let Some(folder) = &self.agent_guest {
+            command.env("MAYFLY_MICRO_GUEST", folder);
+        }
+        if let Some(folder) = &self.desktop {
+            command.env("MAYFLY_DESKTOP_IMAGE", folder);
+        }
+    }
+
+    /// Fails if anything of this run is left; ends and removes it then, so that the next run begins clean.
+    fn leftovers(&self) -> Result<()> {
+        let processes = processes_of(&self.tmp);
+        let mut left: Vec<String> = processes
+            .iter()
+            .map(|(pid, command)| format!("process {pid}: {command}"))
+            .collect();
+        left.extend(sockets_below(&self.tmp));
+        left.extend(files_below(&self.tmp));
+        for (pid, _) in &processes {
+            let _ = run::run(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]));
+        }
+        let _ = fs::remove_dir_all(&self.tmp);
+        if left.is_empty() {
+            println!("nothing is left in {}", self.tmp.display());
+            return Ok(());
+        }
+        bail!("left over after the run:\n  {}", left.join("\n  "));
+    }
+}
+
+impl Drop for Suite<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.tmp);
+    }
+}
+
+/// The programs a person runs, as `cargo build` makes them.
+pub(crate) fn programs(house: &House) -> Result<()> {
+    let args = "build --locked --package mayfly-orchestrator --package mayfly-session-manager --package mayfly-launcher";
+    run::run(&mut house.cargo(args.split(' ')))
+}
+
+/// Processes with this path in their command line or environment.
+fn processes_of(path: &Path) -> Vec<(u32, String)> {
+    let needle = path.to_string_lossy().into_owned();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != std::process::id())
+        .filter_map(|pid| {
+            let read = |file: &str| {
+                let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', " ")
+            };
+            let command = read("cmdline");
+            (command.contains(&needle) || read("environ").contains(&needle))
+                .then_some((pid, command))
+        })
+        .collect()
+}
+
+fn sockets_below(path: &Path) -> Vec<String> {
+    let needle = path.to_string_lossy().into_owned();
+    fs::read_to_string("/proc/net/unix")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7))
+        .filter(|socket| socket.contains(&needle))
+        .map(|socket| format!("socket {socket}"))
+        .collect()
+}
+
+fn files_below(path: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| format!("file {}", entry.path().display()))
+        .collect()
+}
