@@ -1,2 +1,102 @@
 //! The service inside each desktop.
-fn main() {}
+//!
+//! It waits for its bootstrap, gives the machine its identity ([`identity`]), starts the RDP server, and then tells the
+//! orchestrator over a virtio-serial port ([`port`]) whether a person is there ([`presence`]). It warns that person before
+//! the end ([`notice`]), and powers off a machine that nobody uses and nobody asks for.
+//!
+//! What is said, and when, is decided by the pure [`talk`]; the threads here carry events to it and its effects out.
+//! Every duration is monotonic: the wall clock may jump by hours.
+
+mod bootstrap;
+mod certificate;
+mod identity;
+mod locale;
+mod notice;
+mod port;
+mod presence;
+mod system;
+mod talk;
+
+use anyhow::Context as _;
+use clap::Parser;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Instant;
+use system::System;
+use talk::{Effect, Event, Talk};
+
+/// Gives a Mayfly desktop its identity and reports whether a person uses it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The virtio-serial port to the orchestrator.
+    #[arg(long, default_value_t = format!("/dev/virtio-ports/{}", mayfly_api::agent::VIRTIO_PORT))]
+    port: String,
+    /// Where the RDP server reads its certificate (PEM).
+    #[arg(long, default_value = "/etc/xrdp/mayfly-cert.pem")]
+    cert: PathBuf,
+    /// Where the RDP server reads its key (PEM); readable by group `xrdp` if there is one.
+    #[arg(long, default_value = "/etc/xrdp/mayfly-key.pem")]
+    key: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
+
+    let system: Arc<dyn System> = Arc::new(system::Linux);
+    let machine = identity::Machine {
+        root: "/".into(),
+        certificate: arguments.cert,
+        key: arguments.key,
+        system: Arc::clone(&system),
+    };
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .context("reading the boot id")?;
+    let mut talk = Talk::new(
+        env!("CARGO_PKG_VERSION"),
+        boot_id.trim_end(),
+        Instant::now(),
+    );
+
+    let (events, inbox) = mpsc::channel();
+    let port = Arc::new(port::Port::new(arguments.port.into()));
+    {
+        let (port, events) = (Arc::clone(&port), events.clone());
+        thread::spawn(move || port.listen(&events));
+    }
+    {
+        let events = events.clone();
+        thread::spawn(move || identity::take(&machine, &events));
+    }
+    let (presence, notices) = (presence::Presence::default(), notice::Notices::default());
+    {
+        let presence = presence.clone();
+        thread::spawn(move || presence.watch(&events));
+    }
+
+    while let Ok(event) = inbox.recv() {
+        if let Event::Taken(person) = &event {
+            presence.follow_input(person);
+            notices.start(&system, &presence, person);
+        }
+        for effect in talk.step(event, Instant::now()) {
+            match effect {
+                Effect::Send(message) => port.send(&message),
+                Effect::Notice(notice) => notices.show(notice),
+                Effect::PowerOff => {
+                    tracing::warn!(
+                        "nobody is connected and the orchestrator is silent: powering off"
+                    );
+                    system.power_off();
+                }
+            }
+        }
+    }
+    anyhow::bail!("every thread of the agent ended")
+}
