@@ -1,5 +1,10 @@
 //! What the page may ask: these four, named in `build.rs`, allowed in `capabilities/window.json`.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "Tauri gives commands their arguments by value"
+)]
+
 use mayfly_session_manager::{
     Handle, Page,
     view::{Action, Settings, View},

@@ -185,10 +185,23 @@ async fn leave(app: AppHandle, handle: Handle) -> Result<()> {
 
 struct NoSecrets;
 impl mayfly_session_manager::secrets::SecretStore for NoSecrets {
-    fn set(&mut self, _: &str, _: &secrecy::SecretString) -> Result<(), String> { Ok(()) }
-    fn get(&mut self, _: &str) -> Result<Option<secrecy::SecretString>, String> { Ok(None) }
-    fn remove(&mut self, _: &str) -> Result<(), String> { Ok(()) }
+    fn set(&mut self, _: &str, _: &secrecy::SecretString) -> Result<(), String> {
+        Ok(())
+    }
+    fn get(&mut self, _: &str) -> Result<Option<secrecy::SecretString>, String> {
+        Ok(None)
+    }
+    fn remove(&mut self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
 }
 struct NoNotes;
-impl mayfly_session_manager::notify::Notifier for NoNotes { fn notify(&self, _: &str, _: &str) {} }
-fn stub() -> Adapters { Adapters { secrets: Box::new(NoSecrets), notifier: std::sync::Arc::new(NoNotes) } }
+impl mayfly_session_manager::notify::Notifier for NoNotes {
+    fn notify(&self, _: &str, _: &str) {}
+}
+fn stub() -> Adapters {
+    Adapters {
+        secrets: Box::new(NoSecrets),
+        notifier: std::sync::Arc::new(NoNotes),
+    }
+}

@@ -54,11 +54,13 @@ pub(crate) struct Tray {
     shown: Mutex<Shown>,
 }
 
+/// The menu's items, one for each line; separators have none.
+type Items = Vec<Option<MenuItem<Wry>>>;
+
 /// What the tray shows now.
 struct Shown {
     lines: Vec<Line>,
-    /// One for each line; separators have none.
-    items: Vec<Option<MenuItem<Wry>>>,
+    items: Items,
     icon: TrayIcon,
 }
 
@@ -149,7 +151,7 @@ fn lines(menu: &[MenuEntry], language: &str) -> Vec<Line> {
 }
 
 /// The menu of these lines. An item's id is its action as JSON, so that there is no table of ids.
-fn build(app: &AppHandle, lines: &[Line]) -> Result<(Menu<Wry>, Vec<Option<MenuItem<Wry>>>)> {
+fn build(app: &AppHandle, lines: &[Line]) -> Result<(Menu<Wry>, Items)> {
     let menu = Menu::new(app)?;
     let mut items = Vec::new();
     for line in lines {
