@@ -1,2 +1,3 @@
 //! Mayfly control plane.
+pub mod image;
 pub mod provider;

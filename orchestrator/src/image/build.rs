@@ -1,0 +1,436 @@
+//! The build itself: keys, the two cache levels, and the tools it runs.
+
+use super::progress::{Progress, Stages};
+use super::{BuildOptions, identity, preflight};
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Grows when a change of this file changes what is built.
+const RECIPE: &str = "mayfly image 1";
+
+/// Size of a desktop's disk. Only what is written takes room.
+const DISK_SIZE: &str = "16G";
+
+/// Where the agent lives in an image.
+const AGENT_FOLDER: &str = "/usr/lib/mayfly";
+
+/// cloud-init is for templates on Proxmox VE: with our own provider even its search costs the boot a second.
+const CMDLINE: &str =
+    "root=/dev/vda rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet cloud-init=disabled";
+
+const GIB: u64 = 1 << 30;
+const BASE_NEEDS: u64 = 7 * GIB;
+const IMAGE_NEEDS: u64 = 4 * GIB;
+
+const SYSTEM: &str = "basic system";
+const DESKTOP: &str = "desktop";
+const DISK: &str = "file system";
+const AGENT: &str = "agent";
+const WHOLE: Stages = &[(SYSTEM, 40), (DESKTOP, 150), (DISK, 10), (AGENT, 10)];
+const LAST: Stages = &[(AGENT, 10)];
+
+/// Finds the image in `output` or builds it there; returns its folder.
+pub(super) async fn build(options: &BuildOptions, output: &Path) -> anyhow::Result<PathBuf> {
+    preflight::agent(&options.agent)?;
+    let playbook = options.role.join("bake-image.yml");
+    ensure!(
+        playbook.is_file(),
+        "{} is missing; name the folder that holds Mayfly's playbook with --role",
+        playbook.display()
+    );
+    let role = options.role.canonicalize()?;
+    let agent = fs::read(&options.agent)
+        .with_context(|| format!("cannot read the agent {}", options.agent.display()))?;
+    let base_key = base_key(options, &role)?;
+    let key = hex(Sha256::new()
+        .chain_update(&base_key)
+        .chain_update(&agent)
+        .chain_update(CMDLINE));
+
+    fs::create_dir_all(output)
+        .with_context(|| format!("cannot make the folder {}", output.display()))?;
+    let output = &output
+        .canonicalize()
+        .with_context(|| format!("cannot use the folder {}", output.display()))?;
+    let image = output.join(&key);
+    if image.is_dir() && !options.force {
+        return Ok(image);
+    }
+    let _lock = lock(output).await?;
+    if image.is_dir() && !options.force {
+        return Ok(image);
+    }
+    remove_remains(output)?;
+
+    preflight::tools(&[
+        ("cp", "coreutils"),
+        ("debugfs", "e2fsprogs"),
+        ("qemu-img", "qemu-utils"),
+    ])?;
+    let base = output.join(format!("base-{base_key}"));
+    let whole = options.force || !base.is_dir();
+    if whole {
+        preflight::whole_build(options)?;
+        preflight::disk(output, BASE_NEEDS)?;
+    } else {
+        preflight::disk(output, IMAGE_NEEDS)?;
+    }
+
+    let work = tempfile::Builder::new()
+        .prefix(WORK_PREFIX)
+        .tempdir_in(output)
+        .with_context(|| format!("cannot make a folder in {}", output.display()))?;
+    // The packages' own users pass through it.
+    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755))?;
+    let mut run = Run {
+        log: output.join("build.log"),
+        progress: Progress::new(
+            if whole { WHOLE } else { LAST },
+            output.join("build-times.json"),
+        ),
+    };
+    fs::write(&run.log, "").with_context(|| format!("cannot write {}", run.log.display()))?;
+
+    let steps = async {
+        if whole {
+            make_base(options, &role, work.path(), &base, &mut run).await?;
+        }
+        make_image(options, &agent, &key, work.path(), &base, &image, &mut run).await
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = steps => result?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was kept of this build"),
+        _ = terminate.recv() => bail!("told to stop; nothing was kept of this build"),
+    }
+    run.progress.finish();
+    Ok(image)
+}
+
+/// First level of the cache: a file system without the agent, its kernel and its initrd.
+async fn make_base(
+    options: &BuildOptions,
+    role: &Path,
+    work: &Path,
+    base: &Path,
+    run: &mut Run,
+) -> anyhow::Result<()> {
+    let root = work.join("root");
+    run.progress.begin(SYSTEM);
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap
+        .args(["--mode=root", "--variant=minbase", "--format=directory"])
+        .arg(format!("--components={}", options.suite.components()))
+        .arg(format!("--keyring={}", options.suite.keyring().0))
+        .args([
+            "--include=ca-certificates,python3,python3-apt",
+            "--aptopt=APT::Install-Recommends \"false\"",
+            "--aptopt=Acquire::Retries \"2\"",
+            "--aptopt=Acquire::http::Timeout \"30\"",
+            // Nobody reads them in a desktop that lives for hours; licences stay.
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            "--dpkgopt=path-exclude=/usr/share/info/*",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            // /proc, /sys and the network are there for the role; mmdebstrap takes them away again.
+            "--customize-hook=cd \"$MAYFLY_ROLE\" && exec ansible-playbook -i \"$1,\" bake-image.yml --tags image",
+        ])
+        .arg(options.suite.codename())
+        .arg(&root)
+        .args(&options.mirror)
+        .env("MAYFLY_ROLE", role)
+        .env("ANSIBLE_CONFIG", role.join("ansible.cfg"))
+        .env("ANSIBLE_LOCAL_TEMP", work.join("ansible"))
+        .env("ANSIBLE_REMOTE_TEMP", "/tmp/.ansible")
+        .env("ANSIBLE_NOCOLOR", "1")
+        .env("LC_ALL", "C.UTF-8");
+    run.tool(mmdebstrap, |line, progress| {
+        if let Some(task) = line.strip_prefix("TASK [") {
+            progress.detail(task.trim_end_matches(['*', ' ', ']']));
+        } else if line.starts_with("PLAY [") {
+            progress.begin(DESKTOP);
+        } else if let Some(step) = line.strip_prefix("I: ") {
+            progress.detail(step);
+        }
+    })
+    .await
+    .context(
+        "the root folder could not be made. If no mirror was reached, name one with --mirror; if a package is missing, \
+         the mirror lacks it",
+    )?;
+
+    run.progress.begin(DISK);
+    // mmdebstrap leaves "uninitialized": systemd would take that for a first boot and apply its presets.
+    fs::write(root.join("etc/machine-id"), "").context("cannot empty the machine id")?;
+    let found = identity::found_in(&root);
+    ensure!(
+        found.is_empty(),
+        "the image would give every desktop the same identity: {}",
+        found.join(", ")
+    );
+    let level = work.join("base");
+    fs::create_dir(&level)?;
+    take_newest(&root.join("boot"), "vmlinuz-", &level.join("vmlinuz"))?;
+    take_newest(&root.join("boot"), "initrd.img-", &level.join("initrd.img"))?;
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs
+        .args([
+            "-q", "-t", "ext4", "-L", "mayfly", "-m", "0", "-J", "size=64",
+        ])
+        // Otherwise every desktop's kernel would go on writing tables in its first minutes.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .arg("-d")
+        .arg(&root)
+        .arg(level.join("disk.raw"))
+        .arg(DISK_SIZE);
+    run.tool(mke2fs, |_, _| {}).await?;
+    fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
+    publish(&level, base)
+}
+
+/// Second level: the agent on top, as a qcow2 disk with its description.
+async fn make_image(
+    options: &BuildOptions,
+    agent: &[u8],
+    key: &str,
+    work: &Path,
+    base: &Path,
+    image: &Path,
+    run: &mut Run,
+) -> anyhow::Result<()> {
+    run.progress.begin(AGENT);
+    let level = work.join("image");
+    fs::create_dir(&level)?;
+    for name in ["vmlinuz", "initrd.img"] {
+        fs::copy(base.join(name), level.join(name))
+            .with_context(|| format!("cannot copy {name}"))?;
+    }
+    let raw = work.join("disk.raw");
+    let mut cp = Command::new("cp");
+    cp.args(["--sparse=always", "--reflink=auto"])
+        .arg(base.join("disk.raw"))
+        .arg(&raw);
+    run.tool(cp, |_, _| {}).await?;
+
+    // debugfs puts a file in without mounting, which an ordinary user may not do. It always exits with 0.
+    fs::write(work.join("mayfly-agent"), agent)?;
+    fs::write(
+        work.join("debugfs.cmd"),
+        format!(
+            "cd {AGENT_FOLDER}\nwrite mayfly-agent mayfly-agent\nset_inode_field mayfly-agent mode 0100755\n\
+             set_inode_field mayfly-agent uid 0\nset_inode_field mayfly-agent gid 0\n\
+             dump mayfly-agent written-agent\n"
+        ),
+    )?;
+    let mut debugfs = Command::new("debugfs");
+    debugfs
+        .current_dir(work)
+        .args(["-w", "-f", "debugfs.cmd", "disk.raw"]);
+    run.tool(debugfs, |_, _| {}).await?;
+    ensure!(
+        fs::read(work.join("written-agent")).is_ok_and(|written| written == agent),
+        "the agent could not be written into the disk image; see {}",
+        run.log.display()
+    );
+
+    let mut qemu_img = Command::new("qemu-img");
+    qemu_img
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .arg(&raw)
+        .arg(level.join("disk.qcow2"));
+    run.tool(qemu_img, |_, _| {}).await?;
+    let description = json!({
+        "format": 1,
+        "name": options.suite.image_name(),
+        "key": key,
+        "kernel": "vmlinuz",
+        "initrd": "initrd.img",
+        "disk": "disk.qcow2",
+        "cmdline": CMDLINE,
+        "memory_mib": 1536,
+    });
+    fs::write(
+        level.join("image.json"),
+        serde_json::to_vec_pretty(&description)?,
+    )?;
+    publish(&level, image)
+}
+
+/// Everything that the first level is made of, in one number.
+fn base_key(options: &BuildOptions, role: &Path) -> anyhow::Result<String> {
+    let mut hash = Sha256::new()
+        .chain_update(RECIPE)
+        .chain_update([0])
+        .chain_update(options.suite.codename())
+        .chain_update([0]);
+    for mirror in &options.mirror {
+        hash = hash.chain_update(mirror).chain_update([0]);
+    }
+    for file in files_below(role)? {
+        let name = file.strip_prefix(role).unwrap_or(&file);
+        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        hash = hash
+            .chain_update(name.as_os_str().as_encoded_bytes())
+            .chain_update([0])
+            .chain_update((content.len() as u64).to_le_bytes())
+            .chain_update(content);
+    }
+    Ok(hex(hash))
+}
+
+/// All files below a folder, sorted.
+fn files_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn hex(hash: Sha256) -> String {
+    data_encoding::HEXLOWER.encode(&hash.finalize())
+}
+
+/// Moves `boot/<prefix><version>` out of the root: the machine is started from outside.
+fn take_newest(boot: &Path, prefix: &str, to: &Path) -> anyhow::Result<()> {
+    let found = files_below(boot)?.into_iter().rfind(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    });
+    let from = found.with_context(|| format!("the role installed no {prefix}* in /boot"))?;
+    fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))
+}
+
+/// Gives a finished folder its name. One with that name that is already there goes first (`--force`).
+fn publish(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("cannot replace {}", to.display()))?;
+    }
+    fs::rename(from, to).with_context(|| format!("cannot name {}", to.display()))
+}
+
+const WORK_PREFIX: &str = "building-";
+
+/// One build at a time in a folder.
+async fn lock(output: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    use nix::fcntl::{Flock, FlockArg};
+    let path = output.join("build.lock");
+    let file =
+        fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((file, _)) => {
+            eprintln!(
+                "another build works in {}; waiting for it",
+                output.display()
+            );
+            tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive))
+                .await?
+                .map_err(|(_, error)| error)
+                .with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Removes what a killed build left behind.
+fn remove_remains(output: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(output)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
+            fs::remove_dir_all(entry.path()).with_context(|| {
+                format!(
+                    "cannot remove {}, left by a build that was killed",
+                    entry.path().display()
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tools of one build.
+struct Run {
+    log: PathBuf,
+    progress: Progress,
+}
+
+impl Run {
+    /// Runs a tool to its end, its output in the log. When this future is dropped, the tool and its children are killed.
+    async fn tool(
+        &mut self,
+        mut command: Command,
+        mut on_line: impl FnMut(&str, &mut Progress),
+    ) -> anyhow::Result<()> {
+        const LAST_WORDS: usize = 12;
+        let name = command
+            .as_std()
+            .get_program()
+            .to_string_lossy()
+            .into_owned();
+        let mut log = fs::File::options().append(true).open(&self.log)?;
+        writeln!(log, "$ {:?}", command.as_std())?;
+        let (read, write) = std::io::pipe()?;
+        let mut child = command
+            .env("PATH", preflight::path())
+            .stdin(Stdio::null())
+            .stdout(write.try_clone()?)
+            .stderr(write)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot run {name}"))?;
+        // It holds the pipe's writing end, and the reading below ends when nobody does.
+        drop(command);
+        let _group = Group(child.id());
+        let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(read.into())?;
+        let mut lines = BufReader::new(pipe).lines();
+        let mut last = VecDeque::new();
+        while let Some(line) = lines.next_line().await? {
+            writeln!(log, "{line}")?;
+            on_line(&line, &mut self.progress);
+            if last.len() == LAST_WORDS {
+                last.pop_front();
+            }
+            last.push_back(line);
+        }
+        let status = child.wait().await?;
+        ensure!(
+            status.success(),
+            "{name} failed ({status}); its last words:\n{}\nall of them: {}",
+            Vec::from(last).join("\n"),
+            self.log.display()
+        );
+        Ok(())
+    }
+}
+
+/// A tool's process group; killed when it is dropped. mmdebstrap works in a mount namespace of its own, so that its mounts
+/// go with it.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.and_then(|pid| i32::try_from(pid).ok()) {
+            // It usually is gone already.
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
