@@ -15,5 +15,7 @@ export default defineConfig({
   test: {
     environment: 'jsdom',
     include: ['test/**/*.test.ts'],
+    // axe needs seconds on a busy machine.
+    testTimeout: 60_000,
   },
 });

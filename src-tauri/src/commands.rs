@@ -18,7 +18,7 @@ use tauri::{State, async_runtime::JoinHandle, ipc::Channel};
 #[serde(tag = "news", rename_all = "snake_case")]
 pub(crate) enum News {
     /// The whole picture, first of all and after every change.
-    View { view: View },
+    View { view: Box<View> },
     /// The page wanted: the state's screen, or the settings.
     Page { page: PageKind },
 }
@@ -63,7 +63,7 @@ pub(crate) fn subscribe(
         loop {
             let news = tokio::select! {
                 biased;
-                Ok(()) = views.changed() => News::View { view: views.borrow_and_update().clone() },
+                Ok(()) = views.changed() => News::View { view: Box::new(views.borrow_and_update().clone()) },
                 Ok(()) = windows.changed() => match windows.borrow_and_update().page {
                     Some(Page::Main) => News::Page { page: PageKind::Main },
                     Some(Page::Settings) => News::Page { page: PageKind::Settings },

@@ -13,7 +13,6 @@ action-retry = Try again
 action-dismiss = Close
 action-open-window = Open Mayfly
 action-open-settings = Settings…
-action-quit = Quit
 
 ## Steps of making a desktop
 
@@ -31,6 +30,7 @@ window-home-text = A clean Linux desktop made for you, and gone when you close i
 window-progress = Progress
 window-details = Details
 window-expected = usually about { $time }
+window-instant = < 1 s
 window-seconds = { $seconds } s
 window-minutes = { $minutes } min { $seconds } s
 window-stage-pending = not begun

@@ -13,7 +13,6 @@ action-retry = Réessayer
 action-dismiss = Fermer
 action-open-window = Ouvrir Mayfly
 action-open-settings = Réglages…
-action-quit = Quitter
 
 ## Étapes de la création d'un bureau
 
@@ -31,6 +30,7 @@ window-home-text = Un bureau Linux tout propre, fait pour vous, qui disparaît q
 window-progress = Avancement
 window-details = Détails
 window-expected = d'habitude environ { $time }
+window-instant = < 1 s
 window-seconds = { $seconds } s
 window-minutes = { $minutes } min { $seconds } s
 window-stage-pending = pas commencé
