@@ -1,0 +1,146 @@
+//! An orchestrator of the lab's own.
+
+use super::{Guest, Lab, Process, program, until};
+use anyhow::{Context, Result};
+use mayfly_api::DesktopName;
+use mayfly_api::client::Client;
+use nix::sys::signal::Signal;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Starting includes a trial boot of the emulator.
+const START: Duration = Duration::from_secs(60);
+/// An orderly stop is bounded by the orchestrator itself.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Where its desktops come from.
+#[derive(Clone, Debug)]
+pub enum Provider {
+    /// No machines: an actor that plays them.
+    Simulated,
+    /// Real machines from this image folder (see [`super::image_folder`]).
+    Qemu(PathBuf),
+}
+
+/// A running `mayfly-orchestrator serve`.
+#[derive(Debug)]
+pub struct Orchestrator {
+    process: Process,
+    config: PathBuf,
+    machines: PathBuf,
+    url: String,
+    client: Client,
+}
+
+impl Orchestrator {
+    /// Starts it and waits until it answers. `limits` goes into the configuration's `[limits]`, such as `idle_s = 5`.
+    ///
+    /// # Errors
+    /// When it is not built or does not come up; with the end of its log.
+    pub async fn start(lab: &Lab, provider: &Provider, limits: &str) -> Result<Self> {
+        let listen = format!("127.0.0.1:{}", lab.port(0));
+        let machines = lab.path("machines");
+        let (kind, section) = match provider {
+            Provider::Simulated => ("simulated", "[provider.simulated]\n".to_owned()),
+            Provider::Qemu(image) => (
+                "qemu",
+                format!(
+                    "[provider.qemu]\nimage = {image:?}\nruntime_dir = {machines:?}\naddress_prefix = {:?}\n",
+                    lab.address_prefix()
+                ),
+            ),
+        };
+        let config = lab.path("config/orchestrator.toml");
+        std::fs::write(
+            &config,
+            format!(
+                "listen = {listen:?}\nstate_dir = {:?}\n[limits]\n{limits}\n[[template]]\nname = \"desktop\"\n\
+                 provider = {kind:?}\n{section}",
+                lab.path("state")
+            ),
+        )?;
+        let url = format!("http://{listen}");
+        let mut orchestrator = Self {
+            process: lab.start("orchestrator", Self::command(lab, &config)?)?,
+            client: Client::new(&url)?,
+            config,
+            machines,
+            url,
+        };
+        orchestrator.answers().await?;
+        Ok(orchestrator)
+    }
+
+    fn command(lab: &Lab, config: &std::path::Path) -> Result<Command> {
+        let mut command = lab.command(program("mayfly-orchestrator")?);
+        command.arg("serve").arg("--config").arg(config);
+        Ok(command)
+    }
+
+    async fn answers(&mut self) -> Result<()> {
+        let health = format!("{}/healthz", self.url);
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(5))
+            .build()?;
+        until("the orchestrator answers", START, async || {
+            self.process.must_run()?;
+            let answer = http.get(&health).send().await;
+            Ok(answer.is_ok_and(|a| a.status().is_success()).then_some(()))
+        })
+        .await
+    }
+
+    /// Its address, such as `http://127.0.0.1:22000`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The typed client of its API.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The inside of one of its real desktops.
+    #[must_use]
+    pub fn guest(&self, desktop: DesktopName) -> Guest {
+        Guest::at(&self.machines.join(desktop.to_string()).join("qga.sock"))
+    }
+
+    /// Its process: signals, log.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Kills it as a crash would: SIGKILL, in the middle of whatever it does.
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub async fn crash(&mut self) -> Result<()> {
+        self.process.crash().await
+    }
+
+    /// Stops it as an administrator would: SIGTERM, and waits.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.exit(STOP).await.map(drop)
+    }
+
+    /// Starts it again, with the same state, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_again(&mut self, lab: &Lab) -> Result<()> {
+        let command = Self::command(lab, &self.config)?;
+        self.process = lab
+            .start("orchestrator", command)
+            .context("starting the orchestrator again")?;
+        self.answers().await
+    }
+}
