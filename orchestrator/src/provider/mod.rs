@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+pub mod qemu;
+
 /// What the control plane commits before a machine is made: enough to find it and remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesktopSpec {
