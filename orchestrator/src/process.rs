@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// One process of this boot of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Process {
     /// Its number.
     pub pid: i32,
@@ -27,8 +27,11 @@ impl Process {
         // The second field is the program's name in parentheses and may hold anything, `)` included.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = fields.next()?;
-        let start_time = fields.nth(18)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { pid, start_time })
+        let threads: u32 = fields.nth(16)?.parse().ok()?;
+        let start_time = fields.nth(1)?.parse().ok()?;
+        // The first thread may be a zombie while others still hold the process's files and sockets.
+        let is_gone = matches!(state, "Z" | "X") && threads <= 1;
+        (!is_gone).then_some(Self { pid, start_time })
     }
 
     /// Whether it still runs.
@@ -60,6 +63,9 @@ impl Process {
 }
 
 /// Every live process whose command line names `folder` or something in it.
+///
+/// A process that is ending has no command line any more while it still holds its sockets: whoever waits for an
+/// end keeps what was found and asks [`Process::is_alive`].
 ///
 /// # Errors
 /// `/proc` cannot be read.

@@ -99,11 +99,11 @@ pub struct Exit {
 pub enum Status {
     /// No record: it never started.
     Unknown,
-    /// Child and supervisor run.
+    /// The supervisor runs, so the child does, or will be told about in a moment.
     Running,
     /// It ended and says how.
     Exited(Exit),
-    /// It ended without a word, or runs without its supervisor and so without a deadline.
+    /// The supervisor was killed: the child ended without a word, or runs without a deadline.
     Lost,
 }
 
@@ -167,9 +167,8 @@ impl<'a> Supervised<'a> {
         match self.record() {
             None => Status::Unknown,
             Some(record)
-                if record.boot_id == boot_id()
-                    && record.supervisor.is_alive()
-                    && record.child.is_none_or(Process::is_alive) =>
+                // Once the child has ended the supervisor will say how.
+                if record.boot_id == boot_id() && record.supervisor.is_alive() =>
             {
                 Status::Running
             }

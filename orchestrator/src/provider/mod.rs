@@ -4,9 +4,11 @@ use async_trait::async_trait;
 use mayfly_api::DesktopName;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+pub mod conformance;
 pub mod qemu;
 
 /// What the control plane commits before a machine is made: enough to find it and remove it.
@@ -84,6 +86,9 @@ pub struct AgentChannel {
     /// Messages to the agent.
     pub to_agent: mpsc::Sender<ToAgent>,
 }
+
+/// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
+pub type Steps = Arc<dyn Fn(&'static str) -> Result<(), ProviderError> + Send + Sync>;
 
 /// Makes, shows and removes machines.
 ///

@@ -23,7 +23,7 @@ pub mod uplink;
 pub use accel::Accel;
 pub use image::{Image, ImageError};
 
-use super::{AgentChannel, Check, DesktopSpec, MachineState, Provider, ProviderError};
+use super::{AgentChannel, Check, DesktopSpec, MachineState, Provider, ProviderError, Steps};
 use crate::process::{self, Process};
 use crate::supervise::{Cause, Exit, Status, Supervised, Terms};
 use accel::Kvm;
@@ -120,10 +120,7 @@ impl From<AddressPrefix> for String {
     }
 }
 
-/// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
-pub type Steps = Arc<dyn Fn(&'static str) -> Result<(), ProviderError> + Send + Sync>;
-
-/// The steps after which [`Steps`] is called.
+/// The steps that [`Steps`] is told of.
 pub const STEPS: [&str; 8] = [
     "create: folder made",
     "create: disk made",
@@ -316,11 +313,13 @@ impl Qemu {
         result
     }
 
-    /// Kills whatever names the desktop's folder until nothing does.
+    /// Kills whatever names the desktop's folder until nothing of it is left.
     async fn kill(&self, machine: &Machine) -> Result<(), ProviderError> {
         let begin = Instant::now();
+        let mut left = BTreeSet::new();
         loop {
-            let left = processes(&machine.folder).await?;
+            left.retain(|process: &Process| process.is_alive());
+            left.extend(processes(&machine.folder).await?);
             if left.is_empty() {
                 return Ok(());
             }

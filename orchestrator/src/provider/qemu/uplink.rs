@@ -18,9 +18,10 @@
 
 use crate::process::Process;
 use anyhow::Context;
+use rustix::process::Signal;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Shutdown};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -88,17 +89,17 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
         let ended = Arc::clone(&ended);
         move || {
             let result = outward(from_machine, &to_passt, &mut HostAddresses::default());
-            ended.store(true, Ordering::SeqCst);
-            to_passt.shutdown(std::net::Shutdown::Both).ok();
-            result
+            ended.store(result.is_ok(), Ordering::SeqCst);
+            to_passt.shutdown(Shutdown::Both).ok();
         }
     });
     std::thread::spawn(move || {
         inward(to_passt, to_machine).ok();
         if !ended.load(Ordering::SeqCst) {
-            eprintln!("passt has ended: the machine has lost its network and is stopped");
+            eprintln!("the machine has lost its network and is stopped: passt has ended");
             if let Some(machine) = machine_process {
-                machine.signal(rustix::process::Signal::TERM).ok();
+                // QEMU 7.2 forgets a SIGTERM that comes just after its start.
+                machine.signal(Signal::KILL).ok();
             }
         }
     });
@@ -215,7 +216,7 @@ fn passes_ipv4(packet: &[u8], own: &[Ipv4Addr]) -> bool {
     is_open(to, own)
 }
 
-/// Copies the frames that may pass.
+/// Copies the frames that may pass, until the machine closes its end.
 fn outward(
     mut machine: impl Read,
     mut passt: impl Write,
