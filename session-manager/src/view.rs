@@ -28,6 +28,33 @@ pub enum Arg {
     Text(String),
 }
 
+impl Message {
+    /// The entry `id`, without arguments.
+    #[must_use]
+    pub fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            args: BTreeMap::new(),
+        }
+    }
+
+    /// With a text argument.
+    #[must_use]
+    pub fn text(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.args
+            .insert(name.to_owned(), Arg::Text(value.to_string()));
+        self
+    }
+
+    /// With a number argument, which may choose a plural.
+    #[must_use]
+    pub fn number(mut self, name: &str, value: u32) -> Self {
+        let value = i32::try_from(value).unwrap_or(i32::MAX);
+        self.args.insert(name.to_owned(), Arg::Number(value));
+        self
+    }
+}
+
 /// What a person can ask for; the id of every button and menu item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, TS)]
 #[serde(rename_all = "snake_case")]

@@ -1,4 +1,5 @@
 //! The TypeScript types of the windows are generated from `view.rs` and committed.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use mayfly_session_manager::view::{MenuEntry, Settings, TrayIcon, View};
 use std::collections::BTreeMap;

@@ -75,3 +75,139 @@ settings-rdp-clipboard = Share the clipboard
 settings-rdp-sound = Play sound here
 settings-back = Back
 settings-save = Save
+
+## On the way
+
+progress-checking = Looking for your RDP client
+progress-asking = Asking for a desktop
+progress-opening = Opening your RDP client
+
+hint-queue =
+    { $place ->
+        [one] You are next in line.
+       *[other] You are number { $place } in line.
+    }
+hint-longer = This is taking longer than usual.
+hint-no-answer = The orchestrator at { $address } does not answer. Trying again…
+
+## A desktop lives
+
+in-use = { $desktop } is open
+in-use-by-hand = Somebody is connected to { $desktop }
+held-kept = Your desktop is kept
+held-lost = The connection was lost; your desktop is still there
+held-crashed = Your RDP client stopped unexpectedly; your desktop is still there
+held-replaced = Another connection took over your desktop
+held-disconnected = Nobody is connected to your desktop any more
+held-recovered = Your desktop from before is still there
+hint-kept-until = It is kept for you while Mayfly runs, until { $time } at the latest.
+hint-ends-at = It will be destroyed at { $time } unless you reconnect.
+
+reason-closed = You closed your desktop
+reason-logged-off = You logged off
+reason-timed-out = Your desktop was closed because nothing happened in it
+
+ending-destroying = Destroying your desktop
+ending-cancelled = Cancelling
+ending-quitting = Destroying your desktop before leaving
+
+## What just happened
+
+notice-looking = Looking for a desktop from before…
+notice-destroyed = Your desktop was destroyed.
+notice-cancelled = Cancelled. Nothing is left.
+notice-requested = Your desktop was destroyed on request.
+notice-idle = Your desktop was destroyed because nobody was connected to it.
+notice-never-connected = Your desktop was destroyed because nobody ever connected to it.
+notice-abandoned = Your desktop was destroyed because Mayfly was not heard from.
+notice-expired = Your desktop reached its longest lifetime and was destroyed.
+notice-machine-lost = Your desktop stopped by itself. What was left of it was destroyed.
+notice-failed = Your desktop could not be made. What was made of it was destroyed.
+notice-gone = Your desktop is gone: the orchestrator does not know it any more.
+notice-ended-meanwhile = Your desktop from before was destroyed in the meantime.
+notice-secret-lost = A desktop from before cannot be reached any more: its key was only in memory. The orchestrator destroys it by itself. For the administrator: session { $session }.
+notice-left-behind = A desktop may still be there; the orchestrator destroys it by itself. For the administrator: session { $session }.
+
+secrets-in-memory = The keyring cannot be used, so the key of your desktop is kept in memory only: after a crash, Mayfly could not find it again. Reason: { $reason }
+
+## Failures: what failed, then what to do
+
+error-unreachable = The orchestrator cannot be reached
+error-unreachable-hint = Nothing answers at { $address }. Check that the address in the settings is right, that the orchestrator is running, and that this machine is on the network.
+error-not-an-orchestrator = This is not a Mayfly orchestrator
+error-not-an-orchestrator-hint = What answers at { $address } does not speak Mayfly. Check the address in the settings.
+error-no-capacity = There is no room for another desktop now
+error-provider = Desktops cannot be made now
+error-shutting-down = The orchestrator is stopping
+error-refused = The orchestrator refused
+error-refused-hint = It says: { $detail }
+error-prepare = The desktop could not be made: { $reason }
+error-prepare-hint = The orchestrator says: { $detail } Nothing is left of it.
+error-no-client = No RDP client was found
+error-no-client-hint = Install FreeRDP (the package freerdp3-sdl, freerdp3-x11 or freerdp2-x11), or name your client in the settings.
+error-no-client-hint-macos = Install FreeRDP (brew install freerdp) or Microsoft’s Windows App, or name your client in the settings.
+error-client-start = Your RDP client cannot be started
+error-client-start-hint = { $client } cannot be used. Choose another one in the settings, or connect by hand to the address below.
+error-client-failed = Your RDP client stopped with an error
+error-client-failed-hint = Your desktop is still there. Try again, or connect by hand to the address below.
+error-connect = Your RDP client could not connect
+error-connect-hint = Your desktop is still there. Check the network and try again, or connect by hand to the address below.
+error-login = The desktop refused the login
+error-login-hint = Your desktop is still there. Try again; if it happens again, destroy it and ask for a new one.
+error-certificate = This is not the desktop that was announced
+error-certificate-hint = Its certificate is not the one that the orchestrator gave, so no connection was made and no password was sent. Destroy this desktop. If it happens again, tell your administrator.
+error-credentials = The login for the desktop could not be fetched
+error-credentials-hint = Your desktop is still there. Try again in a moment.
+error-destroy = The desktop could not be destroyed
+error-destroy-hint = The orchestrator keeps trying by its own rules. For the administrator: session { $session }.
+error-recover = A desktop from before may still be there
+error-recover-hint = The orchestrator at { $address } did not answer. Try again, or leave the desktop to the orchestrator, which destroys it by itself.
+error-settings = The settings file cannot be used
+error-settings-hint = { $reason } Until then, the usual settings are in force.
+
+## Tray menu
+
+menu-no-desktop = No desktop
+menu-preparing = A desktop is on its way
+menu-countdown = Your desktop is about to be destroyed
+menu-quit = Quit
+menu-quit-cancel = Cancel and quit
+menu-quit-destroy = Destroy the desktop and quit
+
+## Notifications
+
+notify-ready = Your desktop is ready
+notify-ready-body = Your RDP client is opening. Everything in the desktop is lost when it is destroyed.
+notify-countdown-body =
+    { $seconds ->
+        [one] It will be destroyed in { $seconds } second.
+       *[other] It will be destroyed in { $seconds } seconds.
+    }
+notify-never-body = It stays until you decide.
+notify-held-body = Open Mayfly to reconnect or to destroy it.
+notify-disconnected-body = It will be destroyed soon unless you reconnect.
+notify-ending-body = What is in it is lost.
+notify-ended-body = What was in it is lost.
+notify-expiring =
+    { $minutes ->
+        [one] Your desktop ends in { $minutes } minute
+       *[other] Your desktop ends in { $minutes } minutes
+    }
+notify-expiring-body = Save your work elsewhere: what is in the desktop is lost then.
+
+## Terminal
+
+cli-countdown =
+    { $seconds ->
+        [one] destroyed in { $seconds } second
+       *[other] destroyed in { $seconds } seconds
+    }
+cli-kept = kept until you decide
+cli-keys-countdown = r reconnect · k keep · d destroy now
+cli-keys-held = r reconnect · d destroy now
+cli-address = To connect by hand: { $address }
+cli-expected = usually { $seconds } s
+cli-stopping = Destroying; press Ctrl-C again to leave at once.
+cli-left-behind = Left without an answer. The orchestrator ends session { $session } by its own rules.
+cli-left-behind-unknown = Left without an answer. If a session was made, the orchestrator ends it by its own rules.
+cli-acknowledged = The orchestrator is destroying session { $session }.

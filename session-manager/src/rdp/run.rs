@@ -1,0 +1,236 @@
+//! Starts a client and watches it.
+//!
+//! # Guarantees
+//! * The client is in a process group of its own: it survives the launcher, and Ctrl-C in the launcher's terminal.
+//! * It writes to a file, not to a pipe that would break with the launcher.
+//! * [`Running::stop`] asks with SIGTERM and kills after two seconds.
+
+use super::{Client, ClientEnd, ClientTrouble, Flavour, end_of_freerdp, freerdp, microsoft};
+use crate::view::RdpOptions;
+use mayfly_api::{Credentials, RdpEndpoint};
+use secrecy::ExposeSecret;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+
+const GRACE: Duration = Duration::from_secs(2);
+/// What is kept of the client's words for the diagnostics, in bytes.
+const TAIL: usize = 2000;
+
+/// A running client.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    flavour: Flavour,
+    log: PathBuf,
+    cleanup: Cleanup,
+}
+
+/// What a client leaves that must go with it.
+#[derive(Debug, Default)]
+struct Cleanup {
+    file: Option<PathBuf>,
+    #[cfg(windows)]
+    credential: Option<String>,
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // Holds no secret; a leftover is only untidy.
+            let _ = std::fs::remove_file(file);
+        }
+        #[cfg(windows)]
+        if let Some(target) = &self.credential {
+            let _ = windows::remove(target);
+        }
+    }
+}
+
+/// Starts `client`. Its words go to `rdp-client.log` in `folder`.
+///
+/// # Errors
+/// [`ClientTrouble::NotStarted`] with the operating system's reason.
+pub async fn start(
+    client: &Client,
+    endpoint: &RdpEndpoint,
+    credentials: &Credentials,
+    title: &str,
+    options: &RdpOptions,
+    folder: &Path,
+) -> Result<Running, ClientTrouble> {
+    let failed = |e: std::io::Error| ClientTrouble::NotStarted {
+        path: client.path.display().to_string(),
+        reason: e.to_string(),
+    };
+    let mut cleanup = Cleanup::default();
+    let mut rdp_file = |text: &str| {
+        let path = folder.join(format!("{title}.rdp"));
+        crate::settings::write_atomically(&path, text.as_bytes())?;
+        cleanup.file = Some(path.clone());
+        std::io::Result::Ok(path)
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let log = folder.join("rdp-client.log");
+    let output = std::fs::File::create(&log).map_err(failed)?;
+    let mut command = Command::new(&client.path);
+    let mut stdin = None;
+    match client.flavour {
+        Flavour::FreeRdp2 | Flavour::FreeRdp3 => {
+            let made = freerdp::freerdp_command(client, endpoint, credentials, title, options);
+            command.args(&made.args);
+            stdin = Some(made.stdin);
+        }
+        Flavour::Mstsc => {
+            let plan = microsoft::mstsc_plan(endpoint, credentials, options);
+            command.arg(rdp_file(&plan.file).map_err(failed)?);
+            #[cfg(windows)]
+            {
+                windows::store(&plan)
+                    .map_err(std::io::Error::other)
+                    .map_err(failed)?;
+                cleanup.credential = Some(plan.credential_target);
+            }
+        }
+        Flavour::WindowsApp => {
+            let plan = microsoft::macos_plan(endpoint, credentials, options);
+            command.args(&plan.open_args);
+            command.arg(rdp_file(&plan.file).map_err(failed)?);
+        }
+    }
+    command
+        .stdin(if stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(output);
+    #[cfg(unix)]
+    command.process_group(0);
+    let mut child = command.spawn().map_err(failed)?;
+    if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
+        // A client that ends at once does not read; its exit code says why.
+        let _ = pipe.write_all(text.expose_secret().as_bytes()).await;
+    }
+    Ok(Running {
+        child,
+        flavour: client.flavour,
+        log,
+        cleanup,
+    })
+}
+
+impl Running {
+    /// Waits for its end. Cancel-safe.
+    ///
+    /// # Returns
+    /// How it ended, and its last words.
+    pub async fn wait(&mut self) -> (ClientEnd, String) {
+        let end = match self.child.wait().await {
+            Ok(status) => self.end(status),
+            Err(_) => ClientEnd::Unknown(-1),
+        };
+        (end, self.tail())
+    }
+
+    /// Ends it: politely, then by force.
+    pub async fn stop(mut self) {
+        self.ask();
+        if tokio::time::timeout(GRACE, self.child.wait())
+            .await
+            .is_err()
+        {
+            self.force().await;
+        }
+        drop(self.cleanup);
+    }
+
+    fn end(&self, status: ExitStatus) -> ClientEnd {
+        #[cfg(unix)]
+        let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+        #[cfg(not(unix))]
+        let signal = None;
+        match self.flavour {
+            Flavour::FreeRdp2 | Flavour::FreeRdp3 => end_of_freerdp(status.code(), signal),
+            // Microsoft's clients have no documented codes: any end is a closed client.
+            Flavour::Mstsc | Flavour::WindowsApp => match signal {
+                Some(signal) => ClientEnd::Killed(signal),
+                None => ClientEnd::Closed,
+            },
+        }
+    }
+
+    fn tail(&self) -> String {
+        let words = std::fs::read(&self.log).unwrap_or_default();
+        let from = words.len().saturating_sub(TAIL);
+        String::from_utf8_lossy(&words[from..]).into_owned()
+    }
+
+    #[cfg(unix)]
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        use nix::unistd::Pid;
+        // Not reaped yet, so the number is still this group's.
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = nix::sys::signal::killpg(Pid::from_raw(pid), signal);
+        }
+    }
+
+    #[cfg(unix)]
+    fn ask(&self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    #[cfg(unix)]
+    async fn force(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        let _ = self.child.wait().await;
+    }
+
+    /// Without `/F`, `taskkill` closes the window as its button would.
+    #[cfg(windows)]
+    fn ask(&self) {
+        if let Some(id) = self.child.id() {
+            let _ = std::process::Command::new("taskkill")
+                .args(["/PID", &id.to_string()])
+                .spawn();
+        }
+    }
+
+    #[cfg(windows)]
+    async fn force(&mut self) {
+        let _ = self.child.kill().await;
+    }
+}
+
+#[cfg(windows)]
+mod windows {
+    //! The Credential Manager entry that `mstsc` reads.
+    use super::microsoft::MstscPlan;
+    use keyring_core::Entry;
+    use secrecy::ExposeSecret;
+    use std::collections::HashMap;
+
+    fn entry(target: &str, user: &str) -> Result<Entry, String> {
+        // Sets the default store of the process.
+        keyring::Entry::store_status()
+            .as_ref()
+            .map_err(ToString::to_string)?;
+        let modifiers = HashMap::from([("target", target)]);
+        Entry::new_with_modifiers("mayfly", user, &modifiers).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn store(plan: &MstscPlan) -> Result<(), String> {
+        entry(&plan.credential_target, &plan.user)?
+            .set_password(plan.password.expose_secret())
+            .map_err(|e| e.to_string())
+    }
+
+    pub(super) fn remove(target: &str) -> Result<(), String> {
+        entry(target, "mayfly")?
+            .delete_credential()
+            .map_err(|e| e.to_string())
+    }
+}
