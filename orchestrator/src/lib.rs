@@ -1,5 +1,22 @@
-//! Mayfly control plane.
+//! Mayfly's control plane: takes sessions, makes their desktops, watches them, and never leaves one behind.
+//!
+//! `http` → [`store`] ← [`worker`]: observe, [`decide`] (pure), do, commit. The way in for programs is
+//! [`control::Control`].
+
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod decide;
+pub mod desktop;
+pub mod doctor;
+pub mod http;
 pub mod image;
 pub mod process;
 pub mod provider;
+pub mod rdp_probe;
+pub mod secret;
+pub mod serve;
+pub mod session;
+pub mod store;
 pub mod supervise;
+pub mod worker;

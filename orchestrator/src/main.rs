@@ -1,12 +1,31 @@
 //! The orchestrator's one binary.
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mayfly_orchestrator::config::Config;
+use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
-use mayfly_orchestrator::{image, supervise};
+use mayfly_orchestrator::{doctor, image, serve, supervise};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
-#[command(version, about)]
-enum Cli {
+#[command(name = "mayfly-orchestrator", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Takes sessions and makes their desktops, until SIGTERM or SIGINT
+    Serve(ServeCommand),
+    /// Says what is missing here, and what to do; exit code 1 if desktops cannot be made
+    Doctor(DoctorCommand),
+    /// Brings the database up to date and ends
+    Migrate(ConfigFile),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -18,11 +37,87 @@ enum Cli {
     Uplink(uplink::UplinkCommand),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse() {
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration; without it /etc/mayfly/orchestrator.toml if it exists
+    #[arg(long, value_name = "FILE", env = "MAYFLY_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct ServeCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// How the log on stderr looks
+    #[arg(long, value_enum, default_value_t = LogFormat::Plain)]
+    log: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Plain,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Args)]
+struct DoctorCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// As a JSON array of checks
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
         // These two live as long as a desktop and handle signals themselves: no runtime, no threads before them.
-        Cli::Supervise(command) => supervise::run(&command),
-        Cli::Uplink(command) => uplink::run(&command),
-        Cli::Image(command) => tokio::runtime::Runtime::new()?.block_on(image::run(command)),
+        Command::Supervise(command) => supervise::run(&command)?,
+        Command::Uplink(command) => uplink::run(&command)?,
+        Command::Image(command) => runtime()?.block_on(image::run(command))?,
+        Command::Serve(command) => {
+            log_to_stderr(command.log);
+            let config = Config::load(command.file.config.as_deref())?;
+            runtime()?.block_on(serve::run(config))?;
+        }
+        Command::Doctor(command) => return examine(&command),
+        Command::Migrate(file) => {
+            let config = Config::load(file.config.as_deref())?;
+            let _lock = serve::own(&config.state_dir)?;
+            runtime()?.block_on(serve::open_store(&config))?;
+        }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().context("no asynchronous runtime")
+}
+
+/// `MAYFLY_LOG` filters, as `tracing_subscriber::EnvFilter` reads it.
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Plain => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn examine(command: &DoctorCommand) -> anyhow::Result<ExitCode> {
+    let config = Config::load(command.file.config.as_deref())?;
+    let checks = runtime()?.block_on(doctor::examine(&config));
+    let text = if command.json {
+        format!("{}\n", serde_json::to_string_pretty(&checks)?)
+    } else {
+        doctor::report(&checks)
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(match doctor::verdict(&checks) {
+        CheckStatus::Error => ExitCode::FAILURE,
+        CheckStatus::Ok | CheckStatus::Warning => ExitCode::SUCCESS,
+    })
 }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 pub mod conformance;
 pub mod qemu;
+pub mod simulated;
 
 /// What the control plane commits before a machine is made: enough to find it and remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,433 @@
+//! The configuration: one TOML file, overridden by the environment; what it does not know it refuses.
+//!
+//! Every key has a default, so no file is needed. The environment variable
+//! `MAYFLY_LIMITS__IDLE_S=120` overrides `[limits] idle_s`, `MAYFLY_LISTEN` overrides `listen`, and so on.
+
+use crate::provider::qemu::QemuConfig;
+use crate::provider::simulated::SimulatedConfig;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/mayfly/orchestrator.toml";
+const ENVIRONMENT: &str = "MAYFLY_";
+/// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
+const OVERRIDABLE: [&str; 4] = ["listen", "state_dir", "limits", "provider"];
+
+/// Why the configuration cannot be used: names the file or variable, the key, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Wrong TOML, an unknown key, a wrong type.
+    #[error("{origin}: {source}")]
+    Parse {
+        /// The file, or the file and the environment.
+        origin: String,
+        /// The cause, with line and key.
+        source: Box<toml::de::Error>,
+    },
+    /// A value out of range.
+    #[error("{origin}: {key} = {value}: {allowed}")]
+    Value {
+        /// The file.
+        origin: String,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is allowed, and why.
+        allowed: String,
+    },
+    /// No home for the state.
+    #[error("no folder for the state: set state_dir in the configuration, or HOME")]
+    NoHome,
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the API answers. Loopback only, until people can log in.
+    pub listen: SocketAddr,
+    /// Database, key and providers' state. Default: `/var/lib/mayfly` for root, `$XDG_STATE_HOME/mayfly` for others.
+    pub state_dir: PathBuf,
+    /// Times and numbers.
+    pub limits: Limits,
+    /// The catalogue; the first is the default.
+    pub template: Vec<Template>,
+    /// Where desktops come from.
+    pub provider: Providers,
+}
+
+/// Times and numbers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// A desktop ends this long after its last RDP connection, or after the end of a keep.
+    pub idle_s: u32,
+    /// A desktop that nobody ever connected to ends this long after it was ready.
+    pub never_connected_s: u32,
+    /// A session without RDP connection whose launcher is silent this long ends.
+    pub lease_s: u32,
+    /// A session ends this long after it was accepted, whatever happens.
+    pub lifetime_s: u32,
+    /// Longest time a desktop can be kept without an RDP connection, in all.
+    pub keep_max_s: u32,
+    /// A desktop that is not ready after this long has failed.
+    pub create_timeout_s: u32,
+    /// A desktop whose machine runs and whose agent is silent this long ends; an agent that hears nothing this long, and
+    /// sees nobody connected, powers its machine off.
+    pub silence_s: u32,
+    /// So many desktops are made at a time.
+    pub concurrent_creates: u32,
+    /// So many desktops exist at a time; more sessions wait.
+    pub max_desktops: u32,
+    /// So many sessions may wait; more are refused.
+    pub max_queued: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            idle_s: 60,
+            never_connected_s: 300,
+            lease_s: 90,
+            lifetime_s: 28_800,
+            keep_max_s: 3_600,
+            create_timeout_s: 600,
+            silence_s: 600,
+            concurrent_creates: 2,
+            max_desktops: 10,
+            max_queued: 100,
+        }
+    }
+}
+
+/// A catalogue entry.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// What sessions ask for.
+    pub name: String,
+    /// `qemu` or `simulated`.
+    pub provider: ProviderKind,
+    /// Processors.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Memory, in MiB.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u32,
+}
+
+fn default_cpus() -> u32 {
+    2
+}
+
+fn default_memory_mib() -> u32 {
+    1536
+}
+
+/// The providers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderKind {
+    /// Virtual machines on this host.
+    Qemu,
+    /// No machines at all: for tests and demonstrations.
+    Simulated,
+}
+
+impl ProviderKind {
+    /// As the configuration and the store write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Simulated => "simulated",
+        }
+    }
+}
+
+/// Where desktops come from.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Providers {
+    /// `[provider.qemu]`
+    pub qemu: QemuConfig,
+    /// `[provider.simulated]`
+    pub simulated: SimulatedConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            state_dir: PathBuf::new(),
+            limits: Limits::default(),
+            template: vec![Template {
+                name: "desktop".to_owned(),
+                provider: ProviderKind::Qemu,
+                cpus: default_cpus(),
+                memory_mib: default_memory_mib(),
+            }],
+            provider: Providers::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, or [`DEFAULT_FILE`] if it exists, or nothing; then the environment; then checks every value.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = match file {
+            Some(file) => Some(file),
+            None => Some(Path::new(DEFAULT_FILE)).filter(|f| f.exists()),
+        };
+        let text = match file {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?,
+        };
+        let origin = file.map_or_else(
+            || "the built-in configuration".to_owned(),
+            |f| f.display().to_string(),
+        );
+        Self::read(&text, &origin, std::env::vars())
+    }
+
+    /// The configuration in `text`, which `origin` names in errors, overridden by `environment`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(
+        text: &str,
+        origin: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let parse = |origin: String| {
+            move |source| ConfigError::Parse {
+                origin,
+                source: Box::new(source),
+            }
+        };
+        // The text alone first: only that error can show the line.
+        let mut config: Self = toml::from_str(text).map_err(parse(origin.to_owned()))?;
+        let mut origin = origin.to_owned();
+        let overrides: Vec<_> = environment
+            .into_iter()
+            .filter_map(|(name, value)| {
+                let path = name.strip_prefix(ENVIRONMENT)?.to_lowercase();
+                let key = path.split("__").next()?;
+                OVERRIDABLE.contains(&key).then_some((path, value))
+            })
+            .collect();
+        if !overrides.is_empty() {
+            origin = format!("{origin} with the variables {ENVIRONMENT}…");
+            let mut table: toml::Table = toml::from_str(text).map_err(parse(origin.clone()))?;
+            for (path, value) in overrides {
+                set(&mut table, &path, &value);
+            }
+            config = toml::Value::Table(table)
+                .try_into()
+                .map_err(parse(origin.clone()))?;
+        }
+        if config.state_dir.as_os_str().is_empty() {
+            config.state_dir = default_state_dir()?;
+        }
+        config.check(&origin)?;
+        Ok(config)
+    }
+
+    fn check(&self, origin: &str) -> Result<(), ConfigError> {
+        let wrong = |key: &str, value: String, allowed: &str| {
+            Err(ConfigError::Value {
+                origin: origin.to_owned(),
+                key: key.to_owned(),
+                value,
+                allowed: allowed.to_owned(),
+            })
+        };
+        if !self.listen.ip().is_loopback() {
+            return wrong(
+                "listen",
+                self.listen.to_string(),
+                "only a loopback address such as 127.0.0.1:5000 is allowed: there is no login yet, \
+                 so whoever reaches the API can make desktops",
+            );
+        }
+        if !self.state_dir.is_absolute() {
+            return wrong(
+                "state_dir",
+                self.state_dir.display().to_string(),
+                "an absolute path is needed",
+            );
+        }
+        let l = &self.limits;
+        for (key, value, range) in [
+            ("limits.idle_s", l.idle_s, 1..=86_400),
+            ("limits.never_connected_s", l.never_connected_s, 1..=86_400),
+            ("limits.lease_s", l.lease_s, 1..=86_400),
+            ("limits.lifetime_s", l.lifetime_s, 1..=2_592_000),
+            ("limits.keep_max_s", l.keep_max_s, 0..=2_592_000),
+            ("limits.create_timeout_s", l.create_timeout_s, 1..=86_400),
+            ("limits.silence_s", l.silence_s, 10..=86_400),
+            ("limits.concurrent_creates", l.concurrent_creates, 1..=1_000),
+            ("limits.max_desktops", l.max_desktops, 1..=60_000),
+            ("limits.max_queued", l.max_queued, 0..=100_000),
+        ] {
+            if !range.contains(&value) {
+                let allowed = format!("{} to {} is allowed", range.start(), range.end());
+                return wrong(key, value.to_string(), &allowed);
+            }
+        }
+        if self.template.is_empty() {
+            return wrong("template", "[]".to_owned(), "at least one is needed");
+        }
+        for (i, t) in self.template.iter().enumerate() {
+            let valid = (1..=64).contains(&t.name.len())
+                && t.name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            if !valid || self.template[..i].iter().any(|o| o.name == t.name) {
+                return wrong(
+                    "template.name",
+                    t.name.clone(),
+                    "1 to 64 letters, digits, '.', '_' and '-', each name once",
+                );
+            }
+            if !(1..=64).contains(&t.cpus) {
+                return wrong("template.cpus", t.cpus.to_string(), "1 to 64 is allowed");
+            }
+            if !(128..=1_048_576).contains(&t.memory_mib) {
+                return wrong(
+                    "template.memory_mib",
+                    t.memory_mib.to_string(),
+                    "128 to 1048576 is allowed",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The template of that name, or the first.
+    #[must_use]
+    pub fn find_template(&self, name: Option<&str>) -> Option<&Template> {
+        match name {
+            None => self.template.first(),
+            Some(name) => self.template.iter().find(|t| t.name == name),
+        }
+    }
+}
+
+impl Limits {
+    /// [`Limits::lifetime_s`]
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        crate::clock::s(self.lifetime_s)
+    }
+}
+
+/// Sets `a__b__c` in nested tables. A value that is not TOML by itself is a string.
+fn set(table: &mut toml::Table, path: &str, value: &str) {
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    match path.split_once("__") {
+        None => {
+            table.insert(path.to_owned(), parsed);
+        }
+        Some((head, rest)) => {
+            let inner = table
+                .entry(head)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            // A value that is not a table (such as the list of templates) is replaced, and then refused by its type.
+            if !inner.is_table() {
+                *inner = toml::Value::Table(toml::Table::new());
+            }
+            if let Some(inner) = inner.as_table_mut() {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn default_state_dir() -> Result<PathBuf, ConfigError> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/mayfly"));
+    }
+    directories::BaseDirs::new()
+        .and_then(|dirs| Some(dirs.state_dir()?.join("mayfly")))
+        .ok_or(ConfigError::NoHome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        Config::read(text, "mayfly.toml", [])
+    }
+
+    #[test]
+    fn nothing_is_a_valid_configuration() {
+        let config = read("").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:5000");
+        assert_eq!(config.limits.idle_s, 60);
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_key_and_what_is_allowed() {
+        for (text, words) in [
+            ("listn = 1", vec!["mayfly.toml", "listn", "listen"]),
+            ("[limits]\nidle = 1", vec!["mayfly.toml", "idle", "idle_s"]),
+            ("[limits]\nidle_s = \"x\"", vec!["mayfly.toml", "idle_s"]),
+            ("[limits]\nidle_s = 0", vec!["limits.idle_s", "1 to 86400"]),
+            (
+                "listen = \"0.0.0.0:5000\"",
+                vec!["listen", "loopback", "no login"],
+            ),
+            (
+                "[[template]]\nname = \"a\"\nprovider = \"vmware\"",
+                vec!["vmware", "qemu", "simulated"],
+            ),
+            ("template = []", vec!["template", "at least one"]),
+            ("state_dir = \"here\"", vec!["state_dir", "absolute"]),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{text:?}: {error:?} lacks {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_is_checked_like_it() {
+        let with = |name: &str, value: &str| {
+            Config::read(
+                "[limits]\nidle_s = 5",
+                "mayfly.toml",
+                [(name.to_owned(), value.to_owned())],
+            )
+        };
+        let config = with("MAYFLY_LIMITS__IDLE_S", "7").unwrap();
+        assert_eq!(config.limits.idle_s, 7);
+        let config = with("MAYFLY_LISTEN", "127.0.0.1:1").unwrap();
+        assert_eq!((config.listen.port(), config.limits.idle_s), (1, 5));
+        let error = with("MAYFLY_LIMITS__IDEL_S", "7").unwrap_err();
+        assert!(error.to_string().contains("idel_s"), "{error}");
+    }
+}

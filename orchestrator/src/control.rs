@@ -1,0 +1,504 @@
+//! The control plane as programs use it: accepts sessions, starts a worker for each, gives out places, reaps.
+//!
+//! # Guarantees
+//! * A session that was accepted has a worker until it is over, also after a restart.
+//! * A machine that a provider lists and no live row owns is removed after two sightings.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::provider::{Check, CheckStatus, Provider};
+use crate::secret::Secrets;
+use crate::session::{Origin, Record, Wish};
+use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
+use data_encoding::HEXLOWER;
+use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+/// The dispatcher looks this often even if nobody wakes it.
+const DISPATCH: Duration = Duration::from_secs(5);
+/// Pause between two passes of the reaper.
+const REAP: Duration = Duration::from_secs(30);
+/// A second look at what the first pass of a new process found.
+const FIRST_REAP: Duration = Duration::from_secs(2);
+/// Sessions that are over are kept this long, for history and estimates.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Who follows which session.
+#[derive(Debug, Default)]
+pub struct Hub(Mutex<HashMap<SessionId, watch::Sender<u64>>>);
+
+impl Hub {
+    fn map(&self) -> MutexGuard<'_, HashMap<SessionId, watch::Sender<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes whenever the session changes. A hint: the store is the truth.
+    pub fn follow(&self, id: SessionId) -> watch::Receiver<u64> {
+        self.map().entry(id).or_default().subscribe()
+    }
+
+    fn publish(&self, record: &Record) {
+        let mut map = self.map();
+        if let Some(sender) = map.get(&record.id) {
+            if sender.receiver_count() == 0 {
+                map.remove(&record.id);
+            } else {
+                sender.send_replace(record.seq);
+            }
+        }
+    }
+}
+
+/// What workers and the API share.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The clock.
+    pub clock: Clock,
+    /// Every secret comes from here.
+    pub secrets: Secrets,
+    /// Who follows what.
+    pub hub: Hub,
+    /// Wakes the dispatcher.
+    pub dispatch: Notify,
+    /// The orchestrator stops; machines go on.
+    pub stopping: CancellationToken,
+    providers: BTreeMap<&'static str, Arc<dyn Provider>>,
+}
+
+impl Shared {
+    /// The provider of that kind, if one is configured.
+    #[must_use]
+    pub fn provider(&self, kind: &str) -> Option<Arc<dyn Provider>> {
+        self.providers.get(kind).cloned()
+    }
+
+    /// Changes a session and tells who follows it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn update(
+        &self,
+        id: SessionId,
+        change: impl FnOnce(&mut Record) -> Change + Send,
+    ) -> Result<Option<(Record, Change)>, StoreError> {
+        let now = self.clock.now();
+        let done = self.store.update(id, now, Box::new(change)).await?;
+        if let Some((record, Change::Told | Change::Quiet)) = &done {
+            self.hub.publish(record);
+        }
+        Ok(done)
+    }
+}
+
+/// Why a session was not accepted or cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Says why.
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Refused {
+    /// A refusal with that code.
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self::Problem(Problem::new(code, detail))
+    }
+}
+
+/// The running control plane. Clones are the same one.
+#[derive(Clone)]
+pub struct Control {
+    /// What it shares with its workers.
+    pub shared: Arc<Shared>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Control {
+    /// Starts: every live session gets its worker again, then the dispatcher and the reaper run.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the live sessions cannot be read.
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        secrets: Secrets,
+        clock: Clock,
+        providers: Vec<Arc<dyn Provider>>,
+    ) -> Result<Self, StoreError> {
+        let control = Self {
+            shared: Arc::new(Shared {
+                config,
+                store,
+                clock,
+                secrets,
+                hub: Hub::default(),
+                dispatch: Notify::new(),
+                stopping: CancellationToken::new(),
+                providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
+            }),
+            tasks: Arc::default(),
+        };
+        let live = control.shared.store.live().await?;
+        if !live.is_empty() {
+            info!(
+                sessions = live.len(),
+                "taking up the sessions of an earlier process"
+            );
+        }
+        for record in live {
+            control.work_for(record.id);
+        }
+        control.spawn(dispatch(control.shared.clone()));
+        control.spawn(reap(control.shared.clone()));
+        Ok(control)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    fn work_for(&self, id: SessionId) {
+        self.spawn(crate::worker::run(self.shared.clone(), id));
+    }
+
+    /// Stops working, within `patience`. Desktops go on; the next process takes them up.
+    pub async fn stop(&self, patience: Duration) {
+        self.shared.stopping.cancel();
+        let mut tasks =
+            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            warn!("some workers did not stop in time and are dropped");
+        }
+        tasks.shutdown().await;
+    }
+
+    /// Takes a wish: durable when this returns.
+    ///
+    /// # Errors
+    /// A [`Problem`] that says what is wrong with the wish, or why desktops cannot be made now.
+    pub async fn create(
+        &self,
+        origin: Origin,
+        request: &CreateSession,
+        key: Option<&str>,
+    ) -> Result<mayfly_api::Session, Refused> {
+        let wish = self.wish(origin, request)?;
+        let idempotency = key.map(|key| Idempotency {
+            key_sha256: HEXLOWER.encode(&Sha256::digest(key)),
+            request_sha256: HEXLOWER.encode(&Sha256::digest(
+                serde_json::to_vec(request).unwrap_or_default(),
+            )),
+        });
+        let shared = &self.shared;
+        // A repeated request is answered as the first was, even if desktops could not be made now.
+        if let Some(key) = &idempotency
+            && let Some(before) = shared.store.accepted_before(key).await?
+        {
+            return answer(before);
+        }
+        if shared.stopping.is_cancelled() {
+            return Err(Refused::new(
+                ProblemCode::ShuttingDown,
+                "the orchestrator is stopping; ask again when it is back",
+            ));
+        }
+        self.can_make(&wish).await?;
+        let expected = shared
+            .store
+            .expected(&wish.template, &wish.provider)
+            .await?;
+        let limits = &shared.config.limits;
+        let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
+        let accepted = shared
+            .store
+            .accept(record, idempotency, limits.max_queued)
+            .await?;
+        if let Accepted::New(record) = &accepted {
+            info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
+            self.work_for(record.id);
+            shared.dispatch.notify_one();
+        }
+        answer(accepted)
+    }
+
+    fn wish(&self, origin: Origin, request: &CreateSession) -> Result<Wish, Refused> {
+        let invalid = |detail: String| Refused::new(ProblemCode::InvalidRequest, detail);
+        let user = request.user.as_deref().unwrap_or("user");
+        if !is_user(user) {
+            return Err(invalid(format!(
+                "user = {user:?}: a lower-case letter or '_', then up to 31 lower-case letters, digits, '_' and '-' are allowed, and no account of the system"
+            )));
+        }
+        let config = &self.shared.config;
+        let template = config
+            .find_template(request.template.as_deref())
+            .ok_or_else(|| {
+                let names: Vec<_> = config.template.iter().map(|t| t.name.as_str()).collect();
+                invalid(format!("template: there is {}", names.join(", ")))
+            })?;
+        let check = |name: &str, value: &Option<String>, valid: fn(&str) -> bool, example: &str| {
+            match value {
+                Some(value) if !valid(value) => Err(invalid(format!(
+                    "{name} = {value:?}: it looks like {example}"
+                ))),
+                _ => Ok(value.clone()),
+            }
+        };
+        Ok(Wish {
+            origin,
+            template: template.name.clone(),
+            provider: template.provider.as_str().to_owned(),
+            user: user.to_owned(),
+            language: check("language", &request.language, is_language, "fr-FR")?,
+            time_zone: check(
+                "time_zone",
+                &request.time_zone,
+                is_time_zone,
+                "Europe/Paris",
+            )?,
+            keyboard: check("keyboard", &request.keyboard, is_keyboard, "fr")?,
+        })
+    }
+
+    /// Refuses at once what cannot be made, instead of after the wait.
+    async fn can_make(&self, wish: &Wish) -> Result<(), Refused> {
+        let unavailable = |detail| Refused::new(ProblemCode::ProviderUnavailable, detail);
+        let provider = self.shared.provider(&wish.provider).ok_or_else(|| {
+            unavailable(format!(
+                "the template {:?} wants the provider {:?}, which is not running here",
+                wish.template, wish.provider
+            ))
+        })?;
+        let wrong: Vec<Check> = provider
+            .preflight()
+            .await
+            .into_iter()
+            .filter(|c| c.status == CheckStatus::Error)
+            .collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let details: Vec<_> = wrong
+            .iter()
+            .map(|c| format!("{}: {}", c.name, c.detail))
+            .collect();
+        Err(unavailable(details.join("; ")))
+    }
+
+    /// What every provider says of itself.
+    pub async fn checks(&self) -> Vec<Check> {
+        let mut checks = Vec::new();
+        for provider in self.shared.providers.values() {
+            checks.extend(provider.preflight().await);
+        }
+        checks
+    }
+}
+
+fn answer(accepted: Accepted) -> Result<mayfly_api::Session, Refused> {
+    match accepted {
+        Accepted::New(record) => Ok(record.view()),
+        Accepted::Again(event) => Ok(event.session),
+        Accepted::Mismatch => Err(Refused::new(
+            ProblemCode::IdempotencyMismatch,
+            "this Idempotency-Key came before with another request; use a new key for a new request",
+        )),
+        Accepted::Full => Err(Refused::new(
+            ProblemCode::NoCapacity,
+            "too many sessions wait for a desktop already (limits.max_queued); try again later",
+        )),
+    }
+}
+
+/// `^[a-z_][a-z0-9_-]{0,31}$`, and not an account that a Debian or Ubuntu desktop has by itself.
+fn is_user(name: &str) -> bool {
+    const SYSTEM: &[&str] = &[
+        "root",
+        "daemon",
+        "bin",
+        "sys",
+        "sync",
+        "games",
+        "man",
+        "lp",
+        "mail",
+        "news",
+        "uucp",
+        "proxy",
+        "www-data",
+        "backup",
+        "list",
+        "irc",
+        "gnats",
+        "nobody",
+        "sshd",
+        "messagebus",
+        "xrdp",
+        "polkitd",
+        "avahi",
+        "rtkit",
+        "colord",
+        "pulse",
+        "lightdm",
+        "sssd",
+        "tss",
+        "uuidd",
+        "usbmux",
+        "syslog",
+        "saned",
+        "_apt",
+        "mayfly",
+        "admin",
+        "sudo",
+        "adm",
+        "tty",
+        "disk",
+        "wheel",
+        "shadow",
+        "users",
+        "nogroup",
+        "staff",
+        "kvm",
+        "render",
+        "input",
+        "audio",
+        "video",
+        "cdrom",
+        "plugdev",
+        "netdev",
+        "ssl-cert",
+        "dip",
+        "dialout",
+        "utmp",
+    ];
+    let bytes = name.as_bytes();
+    (1..=32).contains(&bytes.len())
+        && matches!(bytes[0], b'a'..=b'z' | b'_')
+        && bytes
+            .iter()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+        && !SYSTEM.contains(&name)
+        && !name.starts_with("systemd-")
+}
+
+fn is_language(tag: &str) -> bool {
+    let mut parts = tag.split('-');
+    tag.len() <= 35
+        && parts.next().is_some_and(|p| {
+            (2..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_alphabetic())
+        })
+        && parts.all(|p| (1..=8).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+fn is_time_zone(name: &str) -> bool {
+    name.len() <= 64
+        && name.split('/').count() <= 3
+        && name.split('/').all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"_+-".contains(&b))
+        })
+}
+
+fn is_keyboard(layout: &str) -> bool {
+    (2..=32).contains(&layout.len())
+        && layout
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+}
+
+/// Gives free places to those who wait longest, and tells the others where they stand.
+async fn dispatch(shared: Arc<Shared>) {
+    loop {
+        match give_places(&shared).await {
+            Ok(()) => {}
+            Err(error) => error!(%error, "the queue could not be worked on"),
+        }
+        tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            () = shared.dispatch.notified() => {}
+            () = tokio::time::sleep(DISPATCH) => {}
+        }
+    }
+}
+
+async fn give_places(shared: &Shared) -> Result<(), StoreError> {
+    let limits = &shared.config.limits;
+    while let Some(record) = shared.store.plan_next(limits, shared.clock.now()).await? {
+        shared.hub.publish(&record);
+    }
+    for record in shared.store.renumber_queue(shared.clock.now()).await? {
+        shared.hub.publish(&record);
+    }
+    Ok(())
+}
+
+/// Removes machines that nobody owns, and forgets what was over long ago.
+async fn reap(shared: Arc<Shared>) {
+    let mut suspects: HashMap<&'static str, HashSet<DesktopName>> = HashMap::new();
+    let mut pause = FIRST_REAP;
+    loop {
+        for (kind, provider) in &shared.providers {
+            let suspects = suspects.entry(kind).or_default();
+            if let Err(error) = reap_from(&shared, provider, suspects).await {
+                warn!(provider = kind, error = %format!("{error:#}"), "not looked for machines without owner");
+            }
+        }
+        let now = shared.clock.now();
+        if let Ok(before) = now.checked_sub(KEPT) {
+            match shared.store.forget(before).await {
+                Ok(0) => {}
+                Ok(sessions) => debug!(sessions, "forgotten"),
+                Err(error) => warn!(%error, "old sessions were not forgotten"),
+            }
+        }
+        tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = REAP;
+    }
+}
+
+async fn reap_from(
+    shared: &Shared,
+    provider: &Arc<dyn Provider>,
+    suspects: &mut HashSet<DesktopName>,
+) -> anyhow::Result<()> {
+    // In this order: a machine that is made in between is in neither or in both.
+    let there = provider.list().await?;
+    let owned: HashSet<_> = shared
+        .store
+        .desktops(provider.kind())
+        .await?
+        .into_iter()
+        .collect();
+    let unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
+    let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
+    *suspects = new.into_iter().collect();
+    for name in again {
+        warn!(desktop = %name, "nobody owns it; removing it");
+        if let Err(error) = provider.destroy(name).await {
+            error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
+            suspects.insert(name);
+        }
+    }
+    Ok(())
+}

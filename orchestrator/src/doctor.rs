@@ -1,0 +1,94 @@
+//! `doctor`: what is missing before desktops can be made, and what to do about it.
+
+use crate::config::Config;
+use crate::provider::{Check, CheckStatus};
+use crate::serve::open_providers;
+use std::net::TcpListener;
+
+/// Looks at everything that can be looked at without starting.
+pub async fn examine(config: &Config) -> Vec<Check> {
+    let mut checks = vec![listen(config), state(config)];
+    match open_providers(config) {
+        Ok(providers) => {
+            for provider in providers {
+                checks.extend(provider.preflight().await);
+            }
+        }
+        Err(error) => checks.push(check("providers", CheckStatus::Error, format!("{error:#}"))),
+    }
+    checks
+}
+
+/// Whether desktops can be made.
+#[must_use]
+pub fn verdict(checks: &[Check]) -> CheckStatus {
+    let is = |status| checks.iter().any(|c| c.status == status);
+    if is(CheckStatus::Error) {
+        CheckStatus::Error
+    } else if is(CheckStatus::Warning) {
+        CheckStatus::Warning
+    } else {
+        CheckStatus::Ok
+    }
+}
+
+/// A report for people.
+#[must_use]
+pub fn report(checks: &[Check]) -> String {
+    use std::fmt::Write;
+    let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check {
+        name,
+        status,
+        detail,
+    } in checks
+    {
+        let word = match status {
+            CheckStatus::Ok => "ok     ",
+            CheckStatus::Warning => "warning",
+            CheckStatus::Error => "ERROR  ",
+        };
+        let _ = writeln!(text, "{word}  {name:width$}  {detail}");
+    }
+    text
+}
+
+fn check(name: &str, status: CheckStatus, detail: String) -> Check {
+    Check {
+        name: name.to_owned(),
+        status,
+        detail,
+    }
+}
+
+fn listen(config: &Config) -> Check {
+    let address = config.listen;
+    match TcpListener::bind(address) {
+        Ok(_) => check("listen", CheckStatus::Ok, format!("{address} is free")),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => check(
+            "listen",
+            CheckStatus::Warning,
+            format!("{address} is in use: an orchestrator runs already, or set another `listen`"),
+        ),
+        Err(e) => check(
+            "listen",
+            CheckStatus::Error,
+            format!("{address}: {e}; set another `listen`"),
+        ),
+    }
+}
+
+fn state(config: &Config) -> Check {
+    let dir = &config.state_dir;
+    let shown = dir.display();
+    let usable = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
+    match usable {
+        Ok(_) => check("state", CheckStatus::Ok, format!("{shown} can be written")),
+        Err(e) => check(
+            "state",
+            CheckStatus::Error,
+            format!("{shown} cannot be written ({e}); set state_dir, or change who owns it"),
+        ),
+    }
+}

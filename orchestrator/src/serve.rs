@@ -1,0 +1,124 @@
+//! `serve`: puts the parts together and runs until it is told to stop.
+//!
+//! # Guarantees
+//! * One orchestrator per state folder.
+//! * SIGTERM and SIGINT end it within a bound. Desktops go on; the next one takes them up.
+
+use crate::clock::Clock;
+use crate::config::{Config, ProviderKind};
+use crate::control::Control;
+use crate::http;
+use crate::provider::Provider;
+use crate::provider::qemu::Qemu;
+use crate::provider::simulated::Simulated;
+use crate::secret::Secrets;
+use crate::store::sqlite::SqliteStore;
+use anyhow::{Context, bail};
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// Workers get this long to stop.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What failed, on what, and what to do.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Asked for before anything exists, so that a signal that comes early is not lost.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let _lock = own(&config.state_dir)?;
+    let secrets = Secrets::open(&config.state_dir.join("secret.key"))?;
+    let store = open_store(&config).await?;
+    let providers = open_providers(&config)?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("{listen} cannot be listened on; stop what uses it, or set `listen` in the configuration")
+    })?;
+    let address = listener.local_addr()?;
+    let control = Control::start(
+        config,
+        Arc::new(store.clone()),
+        secrets,
+        Clock::default(),
+        providers,
+    )
+    .await?;
+    info!(%address, "listening");
+    let server = tokio::spawn(http::serve(control.clone(), listener));
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: stopping; desktops go on"),
+        _ = interrupt.recv() => info!("SIGINT: stopping; desktops go on"),
+    }
+    control.stop(PATIENCE).await;
+    server.await??;
+    store.close().await;
+    Ok(())
+}
+
+/// Opens the database and brings its schema up to date.
+///
+/// # Errors
+/// What failed, on what.
+pub async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
+    let path = config.state_dir.join("mayfly.db");
+    let store = SqliteStore::open(&path).await;
+    store.with_context(|| format!("the database {} cannot be used", path.display()))
+}
+
+/// The providers that the catalogue names.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn open_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provider>>> {
+    let wanted = |kind| config.template.iter().any(|t| t.provider == kind);
+    let mut providers: Vec<Arc<dyn Provider>> = Vec::new();
+    if wanted(ProviderKind::Qemu) {
+        // Supervisors run this very program, also after a package upgrade replaced its file.
+        let program = "/proc/self/exe".into();
+        let qemu = Qemu::new(config.provider.qemu.clone(), &config.state_dir, program)?;
+        providers.push(Arc::new(qemu));
+    }
+    if wanted(ProviderKind::Simulated) {
+        let folder = config.state_dir.join("simulated");
+        let simulated = Simulated::open(config.provider.simulated.clone(), &folder)?;
+        providers.push(Arc::new(simulated));
+    }
+    Ok(providers)
+}
+
+/// The state folder, made private, and locked for as long as the file lives.
+///
+/// # Errors
+/// If it cannot be written or another orchestrator has it.
+pub fn own(folder: &Path) -> anyhow::Result<File> {
+    let shown = folder.display();
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::set_permissions(folder, PermissionsExt::from_mode(0o700)))
+        .with_context(|| format!("the state folder {shown} cannot be used; set state_dir"))?;
+    let path = folder.join("lock");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another orchestrator uses the state folder {shown}; stop it, or set another state_dir"
+            )
+        }
+        Err(TryLockError::Error(e)) => {
+            Err(e).context(format!("{} cannot be locked", path.display()))
+        }
+    }
+}

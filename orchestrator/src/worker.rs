@@ -1,0 +1,573 @@
+//! The worker of one session: observe, decide, do, commit; again, until the session is over.
+//!
+//! # Guarantees
+//! * A worker waits only for what concerns its own session, so none holds up another.
+//! * It can be dropped anywhere: the next one looks at the row and the machine and goes on.
+
+use crate::clock::between;
+use crate::control::Shared;
+use crate::decide::{Action, Announcement, Evidence, Facts, Op, Progress, decide};
+use crate::desktop::{Desktop, DesktopPhase, NotNow};
+use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
+use crate::rdp_probe::{ProbeError, probe};
+use crate::session::Record;
+use crate::store::{Change, StoreError};
+use jiff::Timestamp;
+use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
+use mayfly_api::{DesktopName, Problem, ProblemCode, SessionId};
+use secrecy::ExposeSecret;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
+
+/// Pause between two looks at a machine.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pause between two attempts to write the bootstrap.
+const BOOTSTRAP_RETRY: Duration = Duration::from_millis(200);
+/// Pause between two probes of the RDP server; each makes it fork.
+const PROBE_RETRY: Duration = Duration::from_secs(1);
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+/// So many probes may see another certificate: the agent may still be restarting its server.
+const WRONG_CERTIFICATES: u32 = 3;
+/// How often the last sign of a person is written down while they are connected.
+const ACTIVITY: Duration = Duration::from_secs(30);
+/// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
+const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
+
+/// Works for the session until it is over or the orchestrator stops.
+pub async fn run(shared: Arc<Shared>, id: SessionId) {
+    let (mut worker, mut signals) = Worker::new(shared, id);
+    loop {
+        match worker.step(&mut signals).await {
+            Ok(Next::Again) => {}
+            Ok(Next::Stop) => return,
+            Err(error) => {
+                error!(session = %id, %error, "the store failed; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    () = worker.shared.stopping.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+enum Next {
+    Again,
+    Stop,
+}
+
+/// What happened to a machine, said by a task of this worker.
+enum Signal {
+    Agent(FromAgent),
+    Lost(String),
+}
+
+type Signals = mpsc::Receiver<(DesktopName, Signal)>;
+
+struct Worker {
+    shared: Arc<Shared>,
+    id: SessionId,
+    since: Timestamp,
+    facts: Option<Facts>,
+    changes: watch::Receiver<u64>,
+    signal: mpsc::Sender<(DesktopName, Signal)>,
+    /// The operation under way; aborted when dropped.
+    operation: JoinSet<(Op, Result<(), Problem>)>,
+    /// The tasks that follow the machine; aborted when dropped.
+    companions: JoinSet<()>,
+    to_agent: mpsc::Sender<ToAgent>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, id: SessionId) -> (Self, Signals) {
+        let (signal, signals) = mpsc::channel(32);
+        let worker = Self {
+            since: shared.clock.now(),
+            changes: shared.hub.follow(id),
+            shared,
+            id,
+            facts: None,
+            signal,
+            operation: JoinSet::new(),
+            companions: JoinSet::new(),
+            to_agent: mpsc::channel(1).0,
+        };
+        (worker, signals)
+    }
+
+    async fn step(&mut self, signals: &mut Signals) -> Result<Next, StoreError> {
+        if self.shared.stopping.is_cancelled() {
+            return Ok(Next::Stop);
+        }
+        self.changes.mark_unchanged();
+        let Some(record) = self.shared.store.get(self.id).await? else {
+            return Ok(Next::Stop);
+        };
+        let Some(provider) = self.shared.provider(&record.wish.provider) else {
+            // Its template was taken out of the configuration while it lived.
+            error!(session = %self.id, provider = record.wish.provider, "no such provider is configured; its desktop is left alone");
+            return Ok(Next::Stop);
+        };
+        self.look_at(&record, &provider).await;
+        let now = self.shared.clock.now();
+        let limits = &self.shared.config.limits;
+        let action = decide(&record, self.facts.as_ref(), limits, self.since, now);
+        if let Action::Wait(until) = action {
+            return self.wait(signals, &provider, until).await;
+        }
+        if action == Action::Stop {
+            return Ok(Next::Stop);
+        }
+        self.act(action, &record, &provider, now).await?;
+        Ok(Next::Again)
+    }
+
+    /// Facts are about the live desktop; companions follow its machine while it should run.
+    async fn look_at(&mut self, record: &Record, provider: &Arc<dyn Provider>) {
+        let Some(desktop) = record.live_desktop() else {
+            self.facts = None;
+            self.companions.shutdown().await;
+            return;
+        };
+        let name = desktop.name();
+        if self.facts.as_ref().is_none_or(|f| f.name != name) {
+            self.companions.shutdown().await;
+            self.operation.shutdown().await;
+            self.facts = Some(Facts::new(name, self.shared.clock.now()));
+        }
+        let runs = matches!(
+            desktop.phase(),
+            DesktopPhase::Booting
+                | DesktopPhase::Configuring
+                | DesktopPhase::Ready
+                | DesktopPhase::Claimed
+        );
+        if !runs {
+            self.companions.shutdown().await;
+        } else if self.companions.is_empty() {
+            let (to_agent, outgoing) = mpsc::channel(4);
+            self.to_agent = to_agent;
+            let signal = self.signal.clone();
+            self.companions
+                .spawn(follow_agent(provider.clone(), name, signal, outgoing));
+            let signal = self.signal.clone();
+            self.companions
+                .spawn(look_after(provider.clone(), name, signal));
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        signals: &mut Signals,
+        provider: &Arc<dyn Provider>,
+        until: Option<Timestamp>,
+    ) -> Result<Next, StoreError> {
+        tokio::select! {
+            () = self.shared.stopping.cancelled() => return Ok(Next::Stop),
+            _ = self.changes.changed() => {}
+            Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
+            Some(done) = self.operation.join_next() => self.done(done),
+            () = self.shared.clock.sleep_until(until) => {}
+        }
+        Ok(Next::Again)
+    }
+
+    fn done(&mut self, done: Result<(Op, Result<(), Problem>), tokio::task::JoinError>) {
+        let now = self.shared.clock.now();
+        let Some(facts) = self.facts.as_mut() else {
+            return;
+        };
+        let busy = facts.busy.take();
+        let (op, result) = match (done, busy) {
+            (Ok(done), _) => done,
+            (Err(error), Some(op)) => {
+                let what = format!("{op:?} broke: {error}");
+                (op, Err(Problem::new(ProblemCode::Internal, what)))
+            }
+            (Err(_), None) => return,
+        };
+        match (op, result) {
+            (Op::Create, Ok(())) => facts.progress = Progress::Made,
+            (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
+            (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
+            (Op::Destroy, Ok(())) => facts.removed = true,
+            (Op::Destroy, Err(problem)) => {
+                warn!(session = %self.id, desktop = %facts.name, problem = problem.detail, "not removed; trying again");
+                facts.removals_failed += 1;
+                facts.removal_failed = Some((now, problem.detail));
+            }
+            (op, Err(problem)) => {
+                warn!(session = %self.id, desktop = %facts.name, ?op, problem = problem.detail, "failed");
+                facts.failed = Some(problem);
+            }
+        }
+    }
+
+    async fn heard(
+        &mut self,
+        provider: &Arc<dyn Provider>,
+        name: DesktopName,
+        signal: Signal,
+    ) -> Result<(), StoreError> {
+        let now = self.shared.clock.now();
+        let Some(facts) = self.facts.as_mut().filter(|f| f.name == name) else {
+            return Ok(());
+        };
+        match signal {
+            Signal::Lost(reason) => {
+                if facts.lost.is_none() {
+                    warn!(session = %self.id, desktop = %name, reason, "the machine does not run any more");
+                }
+                facts.lost = Some(reason);
+            }
+            Signal::Agent(FromAgent::Hello { version, boot_id }) => {
+                debug!(session = %self.id, desktop = %name, version, boot_id, "the agent is there");
+            }
+            Signal::Agent(FromAgent::Failed { step, message }) => {
+                facts.failed = Some(Problem::new(
+                    ProblemCode::CreateFailed,
+                    format!("{name} could not take its identity at the step {step:?}: {message}"),
+                ));
+            }
+            Signal::Agent(FromAgent::Ready {
+                session,
+                token,
+                certificate_sha256,
+                steps_ms,
+                ..
+            }) => {
+                let known = self.shared.secrets.agent_token(self.id);
+                let proven =
+                    session == self.id && crate::secret::same(&known, token.expose_secret());
+                if !proven || !is_sha256(&certificate_sha256) {
+                    warn!(session = %self.id, desktop = %name, "an agent without the right token, or with a malformed certificate, was ignored");
+                } else if facts.announced.is_none() {
+                    debug!(session = %self.id, desktop = %name, ?steps_ms, "the agent is ready");
+                    match provider.rdp_address(name).await {
+                        Ok(address) => {
+                            facts.announced = Some(Announcement {
+                                address,
+                                certificate_sha256,
+                            });
+                        }
+                        Err(error) => facts.failed = Some(problem_of(&error)),
+                    }
+                }
+            }
+            Signal::Agent(FromAgent::Evidence { connections, .. }) => {
+                facts.evidence = Some(Evidence {
+                    at: now,
+                    connections,
+                });
+                if connections > 0 {
+                    self.note_activity(now).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn note_activity(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.shared
+            .update(self.id, |record| {
+                if between(record.last_activity, now) < ACTIVITY {
+                    return Change::Nothing;
+                }
+                record.touch(now);
+                Change::Quiet
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn act(
+        &mut self,
+        action: Action,
+        record: &Record,
+        provider: &Arc<dyn Provider>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let limits = &self.shared.config.limits.clone();
+        let Some(name) = record.live_desktop().map(Desktop::name) else {
+            // Without a desktop only its end can be committed.
+            if let Action::End(reason) = action {
+                info!(session = %self.id, ?reason, "ends");
+                self.commit(Change::Told, |r| r.end(reason, now)).await?;
+            }
+            return Ok(());
+        };
+        match action {
+            Action::Wait(_) | Action::Stop => {}
+            Action::Create => {
+                if self.commit(Change::Quiet, |r| r.creating(name)).await? {
+                    self.start(Op::Create, record, provider);
+                }
+            }
+            Action::Start(op) => self.start(op, record, provider),
+            Action::Abandon => {
+                self.operation.shutdown().await;
+                if let Some(facts) = self.facts.as_mut() {
+                    facts.busy = None;
+                }
+            }
+            Action::Booting => {
+                self.commit(Change::Told, |r| r.booting(name, now)).await?;
+            }
+            Action::Configuring => {
+                self.commit(Change::Told, |r| r.configuring(name, now))
+                    .await?;
+            }
+            Action::Announced(Announcement {
+                address,
+                certificate_sha256,
+            }) => {
+                self.commit(Change::Told, |r| {
+                    r.announced(name, address, certificate_sha256, now)
+                })
+                .await?;
+            }
+            Action::Proved => {
+                self.commit(Change::Quiet, |r| r.proved(name)).await?;
+            }
+            Action::Claim => {
+                if self
+                    .commit(Change::Told, |r| r.claim(name, limits, now))
+                    .await?
+                {
+                    info!(session = %self.id, desktop = %name, "ready");
+                }
+            }
+            Action::Presence(connections) => {
+                info!(session = %self.id, desktop = %name, connections, "RDP connections");
+                self.commit(Change::Told, |r| r.presence(connections, limits, now))
+                    .await?;
+            }
+            Action::Warn { ends_in_s } => {
+                if let Some(facts) = self.facts.as_mut() {
+                    facts.warned += 1;
+                }
+                // Full or closed: the agent is not there to warn anybody.
+                let _ = self.to_agent.try_send(ToAgent::Warn { ends_in_s });
+            }
+            Action::End(reason) => {
+                info!(session = %self.id, desktop = %name, ?reason, "ends");
+                self.commit(Change::Told, |r| r.end(reason, now)).await?;
+            }
+            Action::Fail(problem) => {
+                warn!(session = %self.id, desktop = %name, problem = problem.detail, "could not be made");
+                self.commit(Change::Told, |r| r.fail(problem, now)).await?;
+            }
+            Action::Remake => {
+                warn!(session = %self.id, desktop = %name, "was interrupted while it was being made; another replaces it");
+                self.commit(Change::Told, |r| r.remake(name, now)).await?;
+            }
+            Action::Stuck(reason) => {
+                error!(session = %self.id, desktop = %name, reason, "could not be removed; an operator must look");
+                self.commit(Change::Told, |r| r.stuck(name, reason)).await?;
+            }
+            Action::Gone => {
+                info!(session = %self.id, desktop = %name, "gone");
+                self.commit(Change::Told, |r| r.gone(name, now)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a verb; `false` if it came too late, because somebody else changed the session meanwhile.
+    async fn commit(
+        &self,
+        change: Change,
+        verb: impl FnOnce(&mut Record) -> Result<(), NotNow> + Send,
+    ) -> Result<bool, StoreError> {
+        let done = self
+            .shared
+            .update(self.id, |record| match verb(record) {
+                Ok(()) => change,
+                Err(NotNow) => Change::Nothing,
+            })
+            .await?;
+        self.shared.dispatch.notify_one();
+        Ok(done.is_some_and(|(_, change)| change != Change::Nothing))
+    }
+
+    fn start(&mut self, op: Op, record: &Record, provider: &Arc<dyn Provider>) {
+        let Some(facts) = self.facts.as_mut() else {
+            return;
+        };
+        facts.busy = Some(op);
+        let name = facts.name;
+        let provider = provider.clone();
+        debug!(session = %self.id, desktop = %name, ?op, "starts");
+        match op {
+            Op::Create => {
+                let spec = self.spec(name, record);
+                self.operation.spawn(async move {
+                    let made = provider.create(&spec).await;
+                    (op, made.map_err(|e| problem_of(&e)))
+                });
+            }
+            Op::Bootstrap => {
+                let bootstrap = self.bootstrap(name, record);
+                self.operation
+                    .spawn(async move { (op, hand_over(&*provider, name, bootstrap).await) });
+            }
+            Op::Probe => {
+                let announced = record.desktop.as_ref().and_then(Desktop::announced);
+                let announced = announced.map(|(a, c)| (a, c.to_owned()));
+                self.operation.spawn(async move {
+                    let Some((address, certificate)) = announced else {
+                        let what = "nothing was announced to probe";
+                        return (op, Err(Problem::new(ProblemCode::Internal, what)));
+                    };
+                    (op, prove(address, &certificate).await)
+                });
+            }
+            Op::Destroy => {
+                self.operation.spawn(async move {
+                    let gone = provider.destroy(name).await;
+                    (op, gone.map_err(|e| problem_of(&e)))
+                });
+            }
+        }
+    }
+
+    fn spec(&self, name: DesktopName, record: &Record) -> DesktopSpec {
+        let config = &self.shared.config;
+        let template = config.find_template(Some(&record.wish.template));
+        let (cpus, memory_mib) = template.map_or((2, 1536), |t| (t.cpus, t.memory_mib));
+        let left = between(self.shared.clock.now(), record.expires_at);
+        DesktopSpec {
+            name,
+            cpus,
+            memory_mib,
+            lifetime: left + LIFETIME_MARGIN,
+        }
+    }
+
+    fn bootstrap(&self, name: DesktopName, record: &Record) -> Bootstrap {
+        let secrets = &self.shared.secrets;
+        Bootstrap {
+            session: self.id,
+            host_name: name.to_string(),
+            token: secrets.agent_token(self.id),
+            user: record.wish.user.clone(),
+            password: secrets.password(self.id),
+            now: Timestamp::now(),
+            language: record.wish.language.clone(),
+            time_zone: record.wish.time_zone.clone(),
+            keyboard: record.wish.keyboard.clone(),
+            silence_limit_s: self.shared.config.limits.silence_s,
+        }
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn problem_of(error: &ProviderError) -> Problem {
+    let code = match error {
+        ProviderError::NoCapacity(_) => ProblemCode::NoCapacity,
+        ProviderError::Unavailable(_) => ProblemCode::ProviderUnavailable,
+        ProviderError::NotYet(_) | ProviderError::Failed(_) => ProblemCode::CreateFailed,
+    };
+    Problem::new(code, error.to_string())
+}
+
+/// Writes the bootstrap as soon as the machine takes it. The overall limit is the decider's.
+async fn hand_over(
+    provider: &dyn Provider,
+    name: DesktopName,
+    mut bootstrap: Bootstrap,
+) -> Result<(), Problem> {
+    loop {
+        bootstrap.now = Timestamp::now();
+        match provider.bootstrap(name, &bootstrap).await {
+            Ok(()) => return Ok(()),
+            Err(ProviderError::NotYet(_)) => tokio::time::sleep(BOOTSTRAP_RETRY).await,
+            Err(error) => return Err(problem_of(&error)),
+        }
+    }
+}
+
+/// Probes until the RDP server answers as announced. The overall limit is the decider's.
+async fn prove(address: std::net::SocketAddr, certificate: &str) -> Result<(), Problem> {
+    let mut wrong = 0;
+    loop {
+        match probe(address, certificate, PROBE_LIMIT).await {
+            Ok(()) => return Ok(()),
+            Err(error @ ProbeError::WrongCertificate { .. }) => {
+                wrong += 1;
+                if wrong >= WRONG_CERTIFICATES {
+                    return Err(Problem::new(ProblemCode::CreateFailed, error.to_string()));
+                }
+            }
+            Err(error @ ProbeError::NoAnswer(..)) => debug!(%error, "not yet"),
+        }
+        tokio::time::sleep(PROBE_RETRY).await;
+    }
+}
+
+/// Keeps a channel to the agent open, answers every message, and passes them on.
+async fn follow_agent(
+    provider: Arc<dyn Provider>,
+    name: DesktopName,
+    signal: mpsc::Sender<(DesktopName, Signal)>,
+    mut outgoing: mpsc::Receiver<ToAgent>,
+) {
+    loop {
+        match provider.agent(name).await {
+            Ok(AgentChannel {
+                mut from_agent,
+                to_agent,
+            }) => loop {
+                tokio::select! {
+                    message = from_agent.recv() => {
+                        let Some(message) = message else { break };
+                        if to_agent.send(ToAgent::Ack).await.is_err() {
+                            break;
+                        }
+                        if signal.send((name, Signal::Agent(message))).await.is_err() {
+                            return;
+                        }
+                    }
+                    Some(message) = outgoing.recv() => {
+                        if to_agent.send(message).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+            },
+            Err(error) => debug!(desktop = %name, %error, "no channel to the agent yet"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Says when the machine does not run any more.
+async fn look_after(
+    provider: Arc<dyn Provider>,
+    name: DesktopName,
+    signal: mpsc::Sender<(DesktopName, Signal)>,
+) {
+    loop {
+        let lost = match provider.state(name).await {
+            Ok(MachineState::Running) => None,
+            Ok(MachineState::Dead { reason }) => Some(reason),
+            Ok(MachineState::Absent) => Some("nothing of it exists".to_owned()),
+            Err(error) => {
+                warn!(desktop = %name, %error, "its state is not known");
+                None
+            }
+        };
+        if let Some(reason) = lost
+            && signal.send((name, Signal::Lost(reason))).await.is_err()
+        {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
