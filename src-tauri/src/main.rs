@@ -12,7 +12,6 @@ mod commands;
 mod system;
 mod tray;
 mod window;
-mod words;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
@@ -74,7 +73,7 @@ fn run(options: &Options) -> Result<Exit> {
     let app = build()?;
 
     let inside = runtime.enter();
-    let handle = mayfly_session_manager::spawn(Config::load(places), stub());
+    let handle = mayfly_session_manager::spawn(Config::load(places), Adapters::system());
     app.manage(handle.clone());
     drop(inside);
     app.manage(commands::Subscription::default());
@@ -181,27 +180,4 @@ async fn leave(app: AppHandle, handle: Handle) -> Result<()> {
     // Should the window toolkit stand still, the process still ends.
     tokio::time::sleep(QUIT_BOUND).await;
     std::process::exit(1);
-}
-
-struct NoSecrets;
-impl mayfly_session_manager::secrets::SecretStore for NoSecrets {
-    fn set(&mut self, _: &str, _: &secrecy::SecretString) -> Result<(), String> {
-        Ok(())
-    }
-    fn get(&mut self, _: &str) -> Result<Option<secrecy::SecretString>, String> {
-        Ok(None)
-    }
-    fn remove(&mut self, _: &str) -> Result<(), String> {
-        Ok(())
-    }
-}
-struct NoNotes;
-impl mayfly_session_manager::notify::Notifier for NoNotes {
-    fn notify(&self, _: &str, _: &str) {}
-}
-fn stub() -> Adapters {
-    Adapters {
-        secrets: Box::new(NoSecrets),
-        notifier: std::sync::Arc::new(NoNotes),
-    }
 }

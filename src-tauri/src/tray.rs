@@ -5,10 +5,10 @@
 //!   stays open while the progress in its first line moves.
 //! * A system without a tray costs nothing but the tray: [`Tray::new`] says so, and the windows do the rest.
 
-use crate::words;
 use anyhow::{Context, Result, anyhow};
 use mayfly_session_manager::{
     Handle,
+    text::Catalogue,
     view::{Action, MenuEntry, TrayIcon},
 };
 use std::sync::{Mutex, PoisonError};
@@ -28,12 +28,10 @@ enum Line {
 }
 
 impl Line {
-    fn of(entry: &MenuEntry, language: &str) -> Self {
+    fn of(entry: &MenuEntry, catalogue: &Catalogue) -> Self {
         match entry {
-            MenuEntry::Status { label } => Self::Item(words::text(language, label), None),
-            MenuEntry::Item { label, action } => {
-                Self::Item(words::text(language, label), Some(*action))
-            }
+            MenuEntry::Status { label } => Self::Item(catalogue.text(label), None),
+            MenuEntry::Item { label, action } => Self::Item(catalogue.text(label), Some(*action)),
             MenuEntry::Separator => Self::Separator,
         }
     }
@@ -147,7 +145,10 @@ impl Tray {
 }
 
 fn lines(menu: &[MenuEntry], language: &str) -> Vec<Line> {
-    menu.iter().map(|entry| Line::of(entry, language)).collect()
+    let catalogue = Catalogue::new(language);
+    menu.iter()
+        .map(|entry| Line::of(entry, &catalogue))
+        .collect()
 }
 
 /// The menu of these lines. An item's id is its action as JSON, so that there is no table of ids.

@@ -1,8 +1,8 @@
 //! The one window: made when it is wanted, destroyed when it is closed, so that no web process runs without it.
 
-use crate::{commands::Subscription, words};
+use crate::commands::Subscription;
 use anyhow::Result;
-use mayfly_session_manager::Handle;
+use mayfly_session_manager::{Handle, text::Catalogue, view::Message};
 use tauri::{AppHandle, Manager, WebviewUrl, WebviewWindowBuilder, WindowEvent};
 
 const LABEL: &str = "main";
@@ -15,8 +15,9 @@ pub(crate) fn show(app: &AppHandle, handle: &Handle) -> Result<()> {
         window.set_focus()?;
         return Ok(());
     }
+    let catalogue = Catalogue::new(&handle.views().borrow().language);
     let window = WebviewWindowBuilder::new(app, LABEL, WebviewUrl::default())
-        .title(words::say(&handle.views().borrow().language, "app-name"))
+        .title(catalogue.text(&Message::new("app-name")))
         .inner_size(420.0, 520.0)
         .resizable(false)
         .maximizable(false)

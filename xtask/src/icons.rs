@@ -28,7 +28,7 @@ const TRAY_SIZE: u32 = 44;
 ///
 /// # Errors
 /// When `rsvg-convert` (package `librsvg2-bin`) is missing or refuses the drawing, or a file cannot be written.
-pub fn generate(root: &Path) -> Result<()> {
+pub(crate) fn generate(root: &Path) -> Result<()> {
     let icons = root.join("icons");
     let draw = |group: &str, size: u32| draw(&icons.join("mayfly.svg"), group, size);
     let write = |name: String, bytes: Vec<u8>| {

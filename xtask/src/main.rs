@@ -7,6 +7,7 @@ mod bare;
 mod demo;
 mod guests;
 mod house;
+mod icons;
 mod packages;
 mod run;
 mod suite;
@@ -36,6 +37,8 @@ enum Task {
     Bench(suite::Arguments),
     /// Every scenario on the real desktop, for hours: target/reports/soak.json
     Soak(suite::Arguments),
+    /// Draw every icon anew from icons/mayfly.svg
+    Icons,
     /// Both README commands in a bare Debian root: target/reports/bare.log
     Bare(bare::BareArgs),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Image(args) => guests::image_command(&house, &args),
         Task::Bench(args) => suite::bench(&house, &args),
         Task::Soak(args) => suite::soak(&house, &args),
+        Task::Icons => icons::generate(&house.root),
         Task::Bare(args) => bare::run(&house, &args),
     });
     match result {
