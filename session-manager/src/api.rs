@@ -68,21 +68,22 @@ impl From<ClientError> for ApiTrouble {
             }
             ClientError::InvalidAddress(_) => (ApiTroubleKind::InvalidAddress, Certainty::NotDone),
         };
-        // reqwest hides the reason ("connection refused") in the chain of causes.
-        let mut words = error.to_string();
-        let mut cause = std::error::Error::source(&error).and_then(std::error::Error::source);
-        while let Some(inner) = cause {
-            let inner_words = inner.to_string();
-            if !words.contains(&inner_words) {
-                words.push_str(": ");
-                words.push_str(&inner_words);
+        let retryable = error.is_retryable();
+        let words = match error {
+            // reqwest repeats the address and hides the reason ("connection refused") at the end of the causes.
+            ClientError::Unreachable { url, source } => {
+                let mut cause: &dyn std::error::Error = &source;
+                while let Some(inner) = cause.source() {
+                    cause = inner;
+                }
+                format!("the orchestrator at {url} cannot be reached: {cause}")
             }
-            cause = inner.source();
-        }
+            other => other.to_string(),
+        };
         Self {
             words,
             kind,
-            retryable: error.is_retryable(),
+            retryable,
             certainty,
         }
     }

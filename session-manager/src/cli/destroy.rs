@@ -5,6 +5,7 @@ use super::{DONE, FAILED};
 use clap::Args;
 use futures_util::StreamExt;
 use mayfly_api::{ProblemCode, SessionId};
+use mayfly_session_manager::api::ApiTrouble;
 use mayfly_session_manager::record::Record;
 use mayfly_session_manager::settings::Places;
 use serde::Serialize;
@@ -80,7 +81,7 @@ async fn destroy(mine: &Mine, record: &Record) -> Result<&'static str, String> {
             mine.forget(record.id).await;
             return Ok("destroyed");
         }
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(ApiTrouble::from(error).to_string()),
     }
     let gone = async {
         let mut events = client.events(record.id, &secret);

@@ -4,11 +4,16 @@ use super::{DONE, FAILED};
 use clap::Args;
 use mayfly_api::client::{Client, ClientError};
 use mayfly_api::{ProblemCode, SessionId};
+use mayfly_session_manager::api::ApiTrouble;
 use mayfly_session_manager::rdp;
 use mayfly_session_manager::secrets::{Keyring, Secrets};
 use mayfly_session_manager::settings::{self, Places};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
+
+/// Longest wait for a service of the person's session.
+#[cfg(target_os = "linux")]
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -82,7 +87,11 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
     checks.push(check("keyring", Verdict::Warning, keyring().await));
     #[cfg(target_os = "linux")]
     {
-        checks.push(check("notifications", Verdict::Warning, notifications()));
+        checks.push(check(
+            "notifications",
+            Verdict::Warning,
+            notifications().await,
+        ));
         checks.push(check("tray", Verdict::Warning, tray().await));
     }
     if options.json {
@@ -114,7 +123,10 @@ async fn orchestrator(address: &str) -> Result<String, String> {
         {
             Ok(format!("answers at {address}"))
         }
-        Err(error) => Err(format!("{error}; is it running, and is the address right?")),
+        Err(error) => Err(format!(
+            "{}; is it running, and is the address right?",
+            ApiTrouble::from(error)
+        )),
         Ok(_) => Err(format!("{address} knows a session that does not exist")),
     }
 }
@@ -139,10 +151,15 @@ async fn keyring() -> Result<String, String> {
 }
 
 #[cfg(target_os = "linux")]
-fn notifications() -> Result<String, String> {
-    notify_rust::get_server_information()
-        .map(|server| format!("{} {}", server.name, server.version))
-        .map_err(|e| format!("{e}; Mayfly's window tells everything too"))
+async fn notifications() -> Result<String, String> {
+    let asked = tokio::task::spawn_blocking(notify_rust::get_server_information);
+    let answer = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(Ok(server))) => Ok(format!("{} {}", server.name, server.version)),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the notification service does not answer".to_owned()),
+    };
+    answer.map_err(|e| format!("{e}; Mayfly's window tells everything too"))
 }
 
 #[cfg(target_os = "linux")]
@@ -154,13 +171,14 @@ async fn tray() -> Result<String, String> {
             .await
             .map_err(zbus::Error::from)
     };
-    match owned.await {
-        Ok(true) => Ok("shown".to_owned()),
-        Ok(false) => Err(
+    match tokio::time::timeout(PATIENCE, owned).await {
+        Err(_) => Err("the session bus does not answer".to_owned()),
+        Ok(Ok(true)) => Ok("shown".to_owned()),
+        Ok(Ok(false)) => Err(
             "nothing shows tray icons here (GNOME needs the AppIndicator extension); \
              Mayfly opens its window instead"
                 .to_owned(),
         ),
-        Err(error) => Err(format!("no session bus: {error}")),
+        Ok(Err(error)) => Err(format!("no session bus: {error}")),
     }
 }

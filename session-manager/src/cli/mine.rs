@@ -2,6 +2,7 @@
 
 use mayfly_api::client::Client;
 use mayfly_api::{Session, SessionId};
+use mayfly_session_manager::api::ApiTrouble;
 use mayfly_session_manager::record::{Record, Records};
 use mayfly_session_manager::secrets::{Keyring, Secrets};
 use mayfly_session_manager::settings::Places;
@@ -36,7 +37,7 @@ impl Mine {
         client
             .get(record.id, &secret)
             .await
-            .map_err(|e| e.to_string())
+            .map_err(|e| ApiTrouble::from(e).to_string())
     }
 
     /// Forgets a session that is gone, unless its launcher lives and will do so itself.
