@@ -123,7 +123,7 @@ impl Lab {
             // GTK looks for an accessibility bus otherwise, and waits for it.
             .env("NO_AT_BRIDGE", "1")
             .env("RUST_BACKTRACE", "1");
-        for name in ["PATH", "RUST_LOG"] {
+        for name in ["PATH", "MAYFLY_LOG"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -176,7 +176,11 @@ impl Lab {
         )
     }
 
-    fn keep_logs(&self) -> Result<()> {
+    /// Copies the logs to `failed/<name>` in [`Self::reports`].
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn keep_logs(&self) -> Result<()> {
         let kept = Self::reports()
             .join("failed")
             .join(self.name.replace(' ', "-"));

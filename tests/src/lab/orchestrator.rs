@@ -42,7 +42,13 @@ impl Orchestrator {
         let listen = format!("127.0.0.1:{}", lab.port(0));
         let machines = lab.path("machines");
         let (kind, section) = match provider {
-            Provider::Simulated => ("simulated", "[provider.simulated]\n".to_owned()),
+            Provider::Simulated => (
+                "simulated",
+                format!(
+                    "[provider.simulated]\naddress_prefix = {:?}\n",
+                    lab.address_prefix()
+                ),
+            ),
             Provider::Qemu(image) => (
                 "qemu",
                 format!(

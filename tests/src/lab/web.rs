@@ -106,17 +106,30 @@ impl Web {
         .await
     }
 
-    /// Clicks the button with these words, as soon as it is there and enabled.
+    /// Waits until the window is on this screen: the `screen` of `mayfly_session_manager::view::Screen`, or `settings`.
+    ///
+    /// # Errors
+    /// After `bound`, with the words that were there.
+    pub async fn screen(&self, name: &str, bound: Duration) -> Result<()> {
+        let css = format!("main[data-screen={name}]");
+        until(&format!("the window shows {name}"), bound, async || {
+            Ok(self.client.find(Locator::Css(&css)).await.ok().map(drop))
+        })
+        .await
+        .with_context(|| format!("looking for {css}"))
+    }
+
+    /// Clicks the button of an action (`new_desktop`, `cancel`, …), as soon as it is there and enabled.
     ///
     /// # Errors
     /// When it does not appear.
-    pub async fn click(&self, label: &str) -> Result<()> {
-        let button = format!("//button[normalize-space()={}]", quoted(label));
+    pub async fn act(&self, action: &str) -> Result<()> {
+        let css = format!("main button[data-action={action}]");
         until(
-            &format!("there is a button {label:?}"),
+            &format!("there is a button {action}"),
             PATIENCE,
             async || {
-                let Ok(button) = self.client.find(Locator::XPath(&button)).await else {
+                let Ok(button) = self.client.find(Locator::Css(&css)).await else {
                     return Ok(None);
                 };
                 if !button.is_enabled().await.unwrap_or(false) {
@@ -141,14 +154,5 @@ impl Web {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(path, png).with_context(|| format!("writing {}", path.display()))
-    }
-}
-
-/// An XPath string literal, which knows no escapes.
-fn quoted(text: &str) -> String {
-    if text.contains('"') {
-        format!("'{text}'")
-    } else {
-        format!("\"{text}\"")
     }
 }
