@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const PROGRESS_FILE: &str = "/run/mayfly/agent.json";
 /// Between two looks for the file.
 const LOOK: Duration = Duration::from_millis(100);
-/// A file that is still not a bootstrap after this never becomes one.
+/// A file that is whole and still not a bootstrap after this never becomes one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the agent remembers.
@@ -87,6 +87,8 @@ fn wait(file: &Path, system: &dyn System) -> anyhow::Result<(Bootstrap, Duration
         match fs::read(file) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(bootstrap) => return Ok((bootstrap, age(file, system))),
+                // Half-written: whoever writes it goes on, or begins again.
+                Err(error) if error.is_eof() => first_seen = None,
                 Err(error) if first_seen.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
                     // serde's own words would repeat the value it did not like: that may be a secret.
                     bail!(

@@ -1,7 +1,7 @@
 //! The virtio-serial port to the orchestrator: one JSON message a line, both ways.
 //!
-//! A virtio-serial port is not a socket. While nobody has the host's end open, a read returns 0 at once, `poll` reports a
-//! hang-up at once, and a blocking write waits for ever (Linux, `drivers/char/virtio_console.c`). So: the file is non-blocking; a
+//! A virtio-serial port is not a socket. While nobody has the host's end open, `poll` reports it readable and hung up at once, a
+//! read returns 0, and a blocking write waits for ever (Linux, `drivers/char/virtio_console.c`). So: the file is non-blocking; a
 //! hang-up is looked at again a few times a second instead of polled in a circle; and a message that does not fit now is dropped,
 //! because everything that matters is repeated. The host may come and go at any time; what one host left half-said ends with it.
 
@@ -120,23 +120,27 @@ fn read(mut file: File, events: &Sender<Event>) -> io::Result<()> {
                 return Ok(());
             }
         }
+        // A port that nobody has open on the host is readable too: it reads 0 bytes.
+        let mut read = 0;
         if seen.contains(PollFlags::POLLIN) {
-            match file.read(&mut buffer) {
-                Ok(n) => {
-                    for message in lines.feed(&buffer[..n]) {
-                        if events.send(Event::Heard(message)).is_err() {
-                            return Ok(());
-                        }
-                    }
-                }
+            read = match file.read(&mut buffer) {
                 Err(error)
                     if matches!(
                         error.kind(),
                         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => return Err(error),
+                    ) =>
+                {
+                    0
+                }
+                result => result?,
+            };
+            for message in lines.feed(&buffer[..read]) {
+                if events.send(Event::Heard(message)).is_err() {
+                    return Ok(());
+                }
             }
-        } else if hung_up {
+        }
+        if hung_up && read == 0 {
             lines = Lines::default();
             if std::mem::take(&mut connected) && events.send(Event::HostGone).is_err() {
                 return Ok(());

@@ -16,3 +16,4 @@
 //! ```
 
 pub mod lab;
+pub use mayfly_micro_guest as micro_guest;

@@ -59,13 +59,13 @@ pub(crate) fn micro_guest(house: &House) -> Result<PathBuf> {
     let agent = agent(house)?;
     let rdp = static_binary(
         house,
-        &["--package", "mayfly-tests", "--bin", "micro-rdp"],
+        &["--package", "mayfly-micro-guest", "--bin", "micro-rdp"],
         "micro-rdp",
     )?;
     let mut command = house.cargo([
         "run",
         "--package",
-        "mayfly-tests",
+        "mayfly-micro-guest",
         "--bin",
         "mayfly-micro-guest",
         "--",
