@@ -98,8 +98,7 @@ const NEEDS: &[Need] = &[
     ),
     need(Test, &["xdotool"], "keyboard and mouse"),
     need(Test, &["fonts-dejavu-core"], "letters in the windows"),
-    need(Test, &["busybox-static"], "userland of the micro guest"),
-    need(Test, &["cpio"], "packs the micro guest"),
+    need(Test, &["mmdebstrap"], "fetches the micro guest's parts"),
     need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build"),
     need(
         Cross,
