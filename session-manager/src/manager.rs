@@ -13,7 +13,7 @@ use crate::rdp;
 use crate::record::{Claim, Record, Records};
 use crate::secrets::{Keyring, SecretStore, Secrets};
 use crate::settings::{self, Places, SettingsError};
-use crate::text::{Catalogue, system_language};
+use crate::text::{Catalogue, system_language, system_locale};
 use crate::view::{RdpOptions, Settings};
 use futures_util::StreamExt;
 use jiff::{Timestamp, ZonedDateTime};
@@ -292,7 +292,7 @@ impl Manager {
                 let request = CreateSession {
                     user,
                     template: None,
-                    language: sys_locale::get_locale(),
+                    language: system_locale(),
                     time_zone: iana_time_zone::get_timezone().ok(),
                     keyboard: None,
                 };

@@ -80,10 +80,16 @@ impl Catalogue {
 /// The system's language, if we have it, else English: `fr-CA` is `fr`.
 #[must_use]
 pub fn system_language() -> &'static str {
-    let tag = sys_locale::get_locale().unwrap_or_default();
-    let primary = tag.split(['-', '_', '.']).next().unwrap_or_default();
+    let locale = system_locale().and_then(|tag| tag.parse::<LanguageIdentifier>().ok());
     LANGUAGES
         .into_iter()
-        .find(|language| *language == primary)
+        .find(|known| locale.as_ref().is_some_and(|l| l.language == *known))
         .unwrap_or("en")
+}
+
+/// The system's locale as a BCP 47 tag, such as `fr-CA`; `None` for `C` and what else is no language.
+#[must_use]
+pub fn system_locale() -> Option<String> {
+    let locale: LanguageIdentifier = sys_locale::get_locale()?.parse().ok()?;
+    Some(locale.to_string())
 }

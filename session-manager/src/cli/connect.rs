@@ -181,7 +181,9 @@ impl Session {
                 // Before the request was heard, there is nothing to leave for.
                 if self.begun {
                     self.teller.clear();
-                    self.say_once(&words.into_iter().collect::<Vec<_>>());
+                    if let Some(words) = words {
+                        self.say_once(&[words]);
+                    }
                     self.handle.act(Action::Quit);
                 }
             }

@@ -1,7 +1,7 @@
 //! `mayfly destroy`.
 
 use super::mine::Mine;
-use super::{DONE, FAILED};
+use super::{DONE, FAILED, print};
 use clap::Args;
 use futures_util::StreamExt;
 use mayfly_api::{ProblemCode, SessionId};
@@ -55,7 +55,7 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
             let detail = error
                 .as_ref()
                 .map_or_else(String::new, |e| format!(": {e}"));
-            println!("{} {outcome}{detail}", record.id);
+            print(&format!("{} {outcome}{detail}", record.id));
         }
         lines.push(Line {
             id: record.id,
@@ -64,9 +64,9 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
         });
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
+        print(&serde_json::to_string_pretty(&lines)?);
     } else if lines.is_empty() {
-        println!("No sessions.");
+        print("No sessions.");
     }
     let failed = lines.iter().any(|line| line.error.is_some());
     Ok(if failed { FAILED } else { DONE })

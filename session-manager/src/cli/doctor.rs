@@ -1,6 +1,6 @@
 //! `mayfly doctor`: what Mayfly needs on this machine, and what to do where it is missing.
 
-use super::{DONE, FAILED};
+use super::{DONE, FAILED, print};
 use clap::Args;
 use mayfly_api::client::{Client, ClientError};
 use mayfly_api::{ProblemCode, SessionId};
@@ -95,7 +95,7 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
         checks.push(check("tray", Verdict::Warning, tray().await));
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
+        print(&serde_json::to_string_pretty(&checks)?);
     } else {
         for check in &checks {
             let mark = match check.verdict {
@@ -103,7 +103,7 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
                 Verdict::Warning => "warning",
                 Verdict::Error => "ERROR  ",
             };
-            println!("{mark}  {:14}  {}", check.name, check.detail);
+            print(&format!("{mark}  {:14}  {}", check.name, check.detail));
         }
     }
     let failed = checks.iter().any(|c| c.verdict == Verdict::Error);

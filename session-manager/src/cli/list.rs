@@ -1,7 +1,7 @@
 //! `mayfly list`.
 
 use super::mine::Mine;
-use super::{DONE, FAILED};
+use super::{DONE, FAILED, print};
 use clap::Args;
 use mayfly_api::Session;
 use mayfly_session_manager::record::Record;
@@ -38,19 +38,19 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
         });
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
+        print(&serde_json::to_string_pretty(&lines)?);
     } else if lines.is_empty() {
-        println!("No sessions.");
+        print("No sessions.");
     } else {
-        println!(
+        print(&format!(
             "{:36}  {:15}  {:12}  {:22}  SINCE",
             "SESSION", "DESKTOP", "PHASE", "ADDRESS"
-        );
+        ));
         for line in &lines {
             let id = line.record.id.to_string();
             let Some(session) = &line.session else {
                 let error = line.error.as_deref().unwrap_or_default();
-                println!("{id:36}  {error}");
+                print(&format!("{id:36}  {error}"));
                 continue;
             };
             let name = session.desktop.map(|d| d.to_string()).unwrap_or_default();
@@ -62,7 +62,9 @@ pub(crate) async fn run(options: &Options, places: &Places) -> anyhow::Result<i3
                 .to_string();
             let phase = format!("{:?}", session.phase).to_lowercase();
             let address = address.unwrap_or_default();
-            println!("{id:36}  {name:15}  {phase:12}  {address:22}  {since}");
+            print(&format!(
+                "{id:36}  {name:15}  {phase:12}  {address:22}  {since}"
+            ));
         }
     }
     let failed = lines.iter().any(|line| line.error.is_some());

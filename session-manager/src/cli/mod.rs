@@ -25,3 +25,9 @@ Exit codes:
   2    arguments or settings cannot be used
   4    a session may be left; the orchestrator ends it by its own rules
   130  Ctrl-C; what was made is destroyed";
+
+/// Writes a line of the result. A reader that has gone away (`mayfly list | head`) is no failure.
+pub(crate) fn print(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

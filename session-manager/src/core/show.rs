@@ -348,10 +348,7 @@ pub fn view(state: &State) -> View {
         Phase::Creating(creating) => state.creating_screen(creating),
         Phase::Live(live) => state.live_screen(live),
         Phase::Failed(trouble) => state.error_screen(trouble, None),
-        Phase::Left => Screen::Ending {
-            headline: Message::new("ending-quitting"),
-            elapsed_ms: 0,
-        },
+        Phase::Left => Screen::Home { notice: None },
     };
     View {
         screen,
