@@ -384,3 +384,6 @@ fn watch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
-use mayfly_api::{DesktopName, Problem, ProblemCode, SessionId};
+use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionId};
 use secrecy::ExposeSecret;
 use std::sync::Arc;
 use std::time::Duration;
@@ -294,8 +294,7 @@ impl Worker {
         let Some(name) = record.live_desktop().map(Desktop::name) else {
             // Without a desktop only its end can be committed.
             if let Action::End(reason) = action {
-                info!(session = %self.id, ?reason, "ends");
-                self.commit(Change::Told, |r| r.end(reason, now)).await?;
+                self.end(reason, now).await?;
             }
             return Ok(());
         };
@@ -352,10 +351,7 @@ impl Worker {
                 // Full or closed: the agent is not there to warn anybody.
                 let _ = self.to_agent.try_send(ToAgent::Warn { ends_in_s });
             }
-            Action::End(reason) => {
-                info!(session = %self.id, desktop = %name, ?reason, "ends");
-                self.commit(Change::Told, |r| r.end(reason, now)).await?;
-            }
+            Action::End(reason) => self.end(reason, now).await?,
             Action::Fail(problem) => {
                 warn!(session = %self.id, desktop = %name, problem = problem.detail, "could not be made");
                 self.commit(Change::Told, |r| r.fail(problem, now)).await?;
@@ -372,6 +368,23 @@ impl Worker {
                 info!(session = %self.id, desktop = %name, "gone");
                 self.commit(Change::Told, |r| r.gone(name, now)).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Ends the session, unless the launcher spoke since it was decided: that is looked at again in the transaction.
+    async fn end(&self, reason: EndReason, now: Timestamp) -> Result<(), StoreError> {
+        let limits = &self.shared.config.limits;
+        let decided = Action::End(reason);
+        let ended = self.commit(Change::Told, |record| {
+            if decide(record, self.facts.as_ref(), limits, self.since, now) == decided {
+                record.end(reason, now)
+            } else {
+                Err(NotNow)
+            }
+        });
+        if ended.await? {
+            info!(session = %self.id, ?reason, "ends");
         }
         Ok(())
     }

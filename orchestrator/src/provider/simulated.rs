@@ -6,9 +6,12 @@
 //!   handshake counts as an RDP connection until it closes.
 //! * A machine is a file in the provider's folder, so it outlives the process, as a real one does.
 
-use super::{AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError};
+use super::{
+    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Steps,
+};
 use async_trait::async_trait;
 use data_encoding::{BASE64, HEXLOWER};
+use jiff::Timestamp;
 use mayfly_api::DesktopName;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use rustls::ServerConfig;
@@ -90,9 +93,20 @@ pub enum Fault {
     DestroyFails,
 }
 
+/// The steps that [`Steps`] is told of.
+pub const STEPS: [&str; 4] = [
+    "create: file made",
+    "create: machine runs",
+    "destroy: machine gone",
+    "destroy: file gone",
+];
+
 /// See the module. Clones are the same world.
-#[derive(Clone, Debug)]
-pub struct Simulated(Arc<World>);
+#[derive(Clone)]
+pub struct Simulated {
+    world: Arc<World>,
+    steps: Steps,
+}
 
 #[derive(Debug)]
 struct World {
@@ -100,6 +114,8 @@ struct World {
     folder: PathBuf,
     fault: Mutex<(Fault, Option<u32>)>,
     machines: Mutex<HashMap<DesktopName, Machine>>,
+    /// One create or destroy at a time for each machine.
+    busy: Mutex<HashMap<DesktopName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A machine's file.
@@ -108,6 +124,8 @@ struct Kept {
     whole: bool,
     dead: Option<String>,
     bootstrapped: bool,
+    /// The end of its lifetime, which needs no orchestrator.
+    ends_at: Timestamp,
     /// Base64 of the DER.
     certificate: String,
     key: String,
@@ -125,6 +143,14 @@ struct Machine {
     agent: JoinSet<()>,
 }
 
+impl Machine {
+    fn die(&mut self, reason: &str) {
+        self.kept.dead = Some(reason.to_owned());
+        self.agent.abort_all();
+        self.rdp.abort_all();
+    }
+}
+
 fn failed(what: impl std::fmt::Display) -> ProviderError {
     ProviderError::Failed(what.to_string())
 }
@@ -138,27 +164,48 @@ impl Simulated {
         let unavailable =
             |e: std::io::Error| ProviderError::Unavailable(format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(folder).map_err(unavailable)?;
-        let world = Self(Arc::new(World {
-            fault: Mutex::new((config.fault, config.fault_count)),
-            config,
-            folder: folder.to_owned(),
-            machines: Mutex::default(),
-        }));
+        let world = Self {
+            world: Arc::new(World {
+                fault: Mutex::new((config.fault, config.fault_count)),
+                config,
+                folder: folder.to_owned(),
+                machines: Mutex::default(),
+                busy: Mutex::default(),
+            }),
+            steps: Arc::new(|_| Ok(())),
+        };
         let probe = DesktopName::from_number(1).ok_or_else(|| failed("no name"))?;
         world.address(probe)?;
         for name in world.names()? {
             let text = std::fs::read(world.file(name)).map_err(unavailable)?;
             // A file cut short is a half-made machine: listed, dead, removable.
             if let Ok(kept) = serde_json::from_slice::<Kept>(&text) {
-                world.start(name, kept, None)?;
+                world.start(name, kept)?;
             }
         }
         Ok(world)
     }
 
+    /// The same world with a function that is told of every step; for tests.
+    #[must_use]
+    pub fn with_steps(mut self, steps: Steps) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    async fn alone(&self, name: DesktopName) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = lock(&self.world.busy).entry(name).or_default().clone();
+        lock.lock_owned().await
+    }
+
+    fn step(&self, step: &'static str) -> Result<(), ProviderError> {
+        debug_assert!(STEPS.contains(&step));
+        (self.steps)(step)
+    }
+
     /// From now on this goes wrong, so many times (`None`: always).
     pub fn inject(&self, fault: Fault, count: Option<u32>) {
-        *lock(&self.0.fault) = (fault, count);
+        *lock(&self.world.fault) = (fault, count);
     }
 
     /// Pretends that so many RDP connections are open.
@@ -171,9 +218,7 @@ impl Simulated {
     /// Stops a machine, as a person does who chooses "shut down" in it.
     pub fn power_off(&self, name: DesktopName) {
         if let Some(machine) = self.machines().get_mut(&name) {
-            machine.kept.dead = Some("powered off".to_owned());
-            machine.agent.abort_all();
-            machine.rdp.abort_all();
+            machine.die("powered off");
         }
     }
 
@@ -195,11 +240,11 @@ impl Simulated {
     }
 
     fn machines(&self) -> MutexGuard<'_, HashMap<DesktopName, Machine>> {
-        lock(&self.0.machines)
+        lock(&self.world.machines)
     }
 
     fn strikes(&self, fault: Fault) -> bool {
-        let mut current = lock(&self.0.fault);
+        let mut current = lock(&self.world.fault);
         match &mut *current {
             (f, _) if *f != fault => false,
             (_, None) => true,
@@ -212,12 +257,12 @@ impl Simulated {
     }
 
     fn file(&self, name: DesktopName) -> PathBuf {
-        self.0.folder.join(format!("{name}.json"))
+        self.world.folder.join(format!("{name}.json"))
     }
 
     fn names(&self) -> Result<Vec<DesktopName>, ProviderError> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.0.folder).map_err(failed)? {
+        for entry in std::fs::read_dir(&self.world.folder).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name();
             let name = file.to_str().and_then(|f| f.strip_suffix(".json"));
             names.extend(name.and_then(|n| n.parse::<DesktopName>().ok()));
@@ -228,7 +273,7 @@ impl Simulated {
 
     fn save(&self, name: DesktopName, kept: &Kept) -> Result<(), ProviderError> {
         use std::io::Write;
-        let part = self.0.folder.join(format!("{name}.part"));
+        let part = self.world.folder.join(format!("{name}.part"));
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -242,7 +287,7 @@ impl Simulated {
     }
 
     fn address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
-        let config = &self.0.config;
+        let config = &self.world.config;
         // .0 and .255 are skipped, so 254 names share a third byte.
         let (third, fourth) = ((name.number() / 254) & 255, name.number() % 254 + 1);
         let ip = format!("{}.{third}.{fourth}", config.address_prefix);
@@ -257,12 +302,7 @@ impl Simulated {
     }
 
     /// The machine of `kept` runs from now on.
-    fn start(
-        &self,
-        name: DesktopName,
-        kept: Kept,
-        bootstrap: Option<Bootstrap>,
-    ) -> Result<(), ProviderError> {
+    fn start(&self, name: DesktopName, kept: Kept) -> Result<(), ProviderError> {
         let connections = watch::Sender::new(0);
         let mut rdp = JoinSet::new();
         if kept.whole && kept.dead.is_none() {
@@ -285,7 +325,7 @@ impl Simulated {
             Machine {
                 kept,
                 booted_at: tokio::time::Instant::now(),
-                bootstrap,
+                bootstrap: None,
                 connections,
                 silent: watch::Sender::new(false),
                 warnings: Vec::new(),
@@ -339,6 +379,7 @@ impl Provider for Simulated {
 
     async fn create(&self, spec: &DesktopSpec) -> Result<(), ProviderError> {
         let name = spec.name;
+        let _alone = self.alone(name).await;
         if self.file(name).exists() {
             return Err(failed(format_args!("{name} exists already")));
         }
@@ -347,11 +388,13 @@ impl Provider for Simulated {
             whole: false,
             dead: None,
             bootstrapped: false,
+            ends_at: crate::clock::after(Timestamp::now(), spec.lifetime),
             certificate: BASE64.encode(made.cert.der()),
             key: BASE64.encode(&made.signing_key.serialize_der()),
         };
         self.save(name, &kept)?;
-        tokio::time::sleep(ms(self.0.config.create_ms)).await;
+        self.step("create: file made")?;
+        tokio::time::sleep(ms(self.world.config.create_ms)).await;
         if self.strikes(Fault::CreateFails) {
             return Err(failed(format_args!("{name}: the simulated disk broke")));
         }
@@ -359,23 +402,29 @@ impl Provider for Simulated {
         if self.strikes(Fault::BootDies) {
             kept.dead = Some("the simulated kernel panicked".to_owned());
         }
-        self.start(name, kept.clone(), None)?;
-        self.save(name, &kept)
+        self.start(name, kept.clone())?;
+        self.save(name, &kept)?;
+        self.step("create: machine runs")
     }
 
     async fn state(&self, name: DesktopName) -> Result<MachineState, ProviderError> {
         if !self.file(name).exists() {
             return Ok(MachineState::Absent);
         }
-        let reason = match self.machines().get(&name) {
-            Some(Machine { kept, .. }) => match &kept.dead {
-                Some(reason) => reason.clone(),
-                None if kept.whole => return Ok(MachineState::Running),
-                None => "half-made".to_owned(),
-            },
-            None => "half-made".to_owned(),
+        let mut machines = self.machines();
+        let Some(machine) = machines.get_mut(&name).filter(|m| m.kept.whole) else {
+            let reason = "half-made".to_owned();
+            return Ok(MachineState::Dead { reason });
         };
-        Ok(MachineState::Dead { reason })
+        if machine.kept.dead.is_none() && machine.kept.ends_at <= Timestamp::now() {
+            machine.die("its lifetime ended");
+        }
+        Ok(match &machine.kept.dead {
+            None => MachineState::Running,
+            Some(reason) => MachineState::Dead {
+                reason: reason.clone(),
+            },
+        })
     }
 
     async fn bootstrap(
@@ -389,7 +438,7 @@ impl Provider for Simulated {
             .get_mut(&name)
             .filter(|m| m.kept.whole && m.kept.dead.is_none())
             .ok_or_else(|| failed(format_args!("{name} does not run")))?;
-        if hangs || machine.booted_at.elapsed() < ms(self.0.config.boot_ms) {
+        if hangs || machine.booted_at.elapsed() < ms(self.world.config.boot_ms) {
             return Err(ProviderError::NotYet(format!("{name} boots")));
         }
         machine.bootstrap = Some(bootstrap.clone());
@@ -421,10 +470,11 @@ impl Provider for Simulated {
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+        let _alone = self.alone(name).await;
         if !self.file(name).exists() {
             return Ok(());
         }
-        tokio::time::sleep(ms(self.0.config.destroy_ms)).await;
+        tokio::time::sleep(ms(self.world.config.destroy_ms)).await;
         if self.strikes(Fault::DestroyFails) {
             return Err(failed(format_args!("{name}: the simulated disk is busy")));
         }
@@ -433,13 +483,17 @@ impl Provider for Simulated {
             machine.agent.shutdown().await;
             machine.rdp.shutdown().await;
         }
-        for file in [self.file(name), self.0.folder.join(format!("{name}.part"))] {
+        self.step("destroy: machine gone")?;
+        for file in [
+            self.file(name),
+            self.world.folder.join(format!("{name}.part")),
+        ] {
             match std::fs::remove_file(file) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
                 _ => {}
             }
         }
-        Ok(())
+        self.step("destroy: file gone")
     }
 
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError> {
@@ -455,7 +509,7 @@ impl Simulated {
         to_control: mpsc::Sender<FromAgent>,
         mut from_control: mpsc::Receiver<ToAgent>,
     ) {
-        let evidence_every = ms(self.0.config.evidence_ms);
+        let evidence_every = ms(self.world.config.evidence_ms);
         let (mut connections, mut silent) = {
             let machines = self.machines();
             let Some(machine) = machines.get(&name) else {
@@ -487,7 +541,7 @@ impl Simulated {
                     ms(50),
                 ),
                 Some(bootstrap) if acknowledged == 0 => {
-                    let configured = ms(self.0.config.configure_ms);
+                    let configured = ms(self.world.config.configure_ms);
                     let since = identity_at.get_or_insert_with(tokio::time::Instant::now);
                     if since.elapsed() < configured {
                         tokio::time::sleep_until(*since + configured).await;

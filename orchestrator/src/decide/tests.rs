@@ -1,0 +1,490 @@
+//! A model of the world around [`decide`]: any order of events, crashes and slow operations.
+
+use super::*;
+use crate::session::{Expected, Wish};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+/// What can happen while a session lives.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Time passes.
+    Pass(u32),
+    /// The operation under way ends well.
+    Succeed,
+    /// It fails.
+    OpFails,
+    /// The agent announces its server.
+    Announce,
+    /// The agent reports.
+    Report(u32),
+    /// The machine stops.
+    Die,
+    /// The orchestrator is killed and started again.
+    Crash,
+    /// There is a place.
+    Place,
+    /// Somebody ends it.
+    Cancel,
+    /// The launcher is there.
+    Heartbeat,
+    /// Somebody holds it.
+    Keep(u32),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0_u32..40).prop_map(Event::Pass),
+        1 => (100_u32..40_000).prop_map(Event::Pass),
+        8 => Just(Event::Succeed),
+        1 => Just(Event::OpFails),
+        4 => Just(Event::Announce),
+        5 => (0_u32..3).prop_map(Event::Report),
+        1 => Just(Event::Die),
+        2 => Just(Event::Crash),
+        4 => Just(Event::Place),
+        1 => Just(Event::Cancel),
+        2 => Just(Event::Heartbeat),
+        1 => (0_u32..4_000).prop_map(Event::Keep),
+    ]
+}
+
+struct Model {
+    record: Record,
+    facts: Option<Facts>,
+    limits: Limits,
+    since: Timestamp,
+    now: Timestamp,
+    next_number: u32,
+    /// Machines that may exist.
+    machines: BTreeSet<DesktopName>,
+    claimed: Option<(DesktopName, Timestamp)>,
+}
+
+impl Model {
+    fn new(origin: Origin) -> Self {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let wish = Wish {
+            origin,
+            template: "t".to_owned(),
+            provider: "p".to_owned(),
+            user: "user".to_owned(),
+            language: None,
+            time_zone: None,
+            keyboard: None,
+        };
+        let limits = Limits::default();
+        let id = mayfly_api::SessionId::new();
+        Self {
+            record: Record::accepted(id, wish, Expected::default(), &limits, now),
+            facts: None,
+            limits,
+            since: now,
+            now,
+            next_number: 1,
+            machines: BTreeSet::new(),
+            claimed: None,
+        }
+    }
+
+    fn live(&self) -> Option<DesktopName> {
+        self.record.live_desktop().map(Desktop::name)
+    }
+
+    fn happen(&mut self, event: &Event) {
+        match event {
+            Event::Pass(seconds) => self.now = after(self.now, s(*seconds)),
+            Event::Succeed => self.operation_ends(true),
+            Event::OpFails => self.operation_ends(false),
+            Event::Announce => {
+                if let Some(facts) = self.facts.as_mut()
+                    && facts.progress == Progress::Bootstrapped
+                {
+                    facts.announced = Some(Announcement {
+                        address: "127.77.0.1:3389".parse().unwrap(),
+                        certificate_sha256: "a".repeat(64),
+                    });
+                }
+            }
+            Event::Report(connections) => {
+                if let Some(facts) = self.facts.as_mut() {
+                    facts.evidence = Some(Evidence {
+                        at: self.now,
+                        connections: *connections,
+                    });
+                }
+            }
+            Event::Die => {
+                if let Some(facts) = self.facts.as_mut() {
+                    facts.lost = Some("it died".to_owned());
+                }
+            }
+            Event::Crash => {
+                self.facts = None;
+                self.since = self.now;
+            }
+            Event::Place => {
+                if self.record.needs_desktop() {
+                    let name = DesktopName::from_number(self.next_number).unwrap();
+                    self.next_number += 1;
+                    self.record.plan(name, self.now).unwrap();
+                }
+            }
+            Event::Cancel => {
+                let _ = self.record.end(EndReason::Requested, self.now);
+            }
+            Event::Heartbeat => self.record.heartbeat(self.now),
+            Event::Keep(seconds) => {
+                let _ = self.record.keep(*seconds, &self.limits, self.now);
+            }
+        }
+        self.settle();
+    }
+
+    /// Time passes and the agent reports, as it does every 2 s.
+    fn report_for(&mut self, seconds: u32, connections: u32) {
+        for _ in 0..seconds / 10 {
+            self.happen(&Event::Pass(10));
+            self.happen(&Event::Report(connections));
+        }
+    }
+
+    fn operation_ends(&mut self, well: bool) {
+        let Some(facts) = self.facts.as_mut() else {
+            return;
+        };
+        let Some(op) = facts.busy.take() else { return };
+        match (op, well) {
+            (Op::Create, true) => facts.progress = Progress::Made,
+            (Op::Bootstrap, true) => facts.progress = Progress::Bootstrapped,
+            (Op::Probe, true) => facts.progress = Progress::Proved,
+            (Op::Destroy, true) => {
+                facts.removed = true;
+                self.machines.remove(&facts.name);
+            }
+            (Op::Destroy, false) => {
+                facts.removals_failed += 1;
+                facts.removal_failed = Some((self.now, "busy".to_owned()));
+            }
+            (_, false) => {
+                facts.failed = Some(Problem::new(ProblemCode::CreateFailed, "it broke"));
+            }
+        }
+    }
+
+    /// Decides and does until there is nothing to do, as the worker does.
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            match self.live() {
+                None => self.facts = None,
+                Some(name) if self.facts.as_ref().is_none_or(|f| f.name != name) => {
+                    self.facts = Some(Facts::new(name, self.now));
+                }
+                Some(_) => {}
+            }
+            let action = decide(
+                &self.record,
+                self.facts.as_ref(),
+                &self.limits,
+                self.since,
+                self.now,
+            );
+            self.check();
+            if let Action::Wait(until) = &action {
+                assert!(
+                    until.is_none_or(|at| at > self.now),
+                    "a wait for the past: {action:?}"
+                );
+            }
+            if matches!(action, Action::Wait(_) | Action::Stop) {
+                return;
+            }
+            self.act(action);
+            self.check();
+        }
+        panic!("it never settles: {:?} {:?}", self.record, self.facts);
+    }
+
+    fn act(&mut self, action: Action) {
+        let (now, limits) = (self.now, self.limits.clone());
+        let record = &mut self.record;
+        if let Action::End(reason) = action {
+            return record.end(reason, now).unwrap();
+        }
+        let name = record.live_desktop().unwrap().name();
+        let facts = self.facts.as_mut().unwrap();
+        match action {
+            Action::Create => {
+                record.creating(name).unwrap();
+                facts.busy = Some(Op::Create);
+                assert!(self.machines.insert(name), "made twice");
+            }
+            Action::Start(op) => {
+                assert_eq!(facts.busy, None, "two operations at once");
+                if op != Op::Destroy {
+                    let phase = record.desktop_phase().unwrap();
+                    assert!(phase < DesktopPhase::Destroying, "{op:?} in {phase:?}");
+                }
+                facts.busy = Some(op);
+            }
+            Action::Abandon => facts.busy = None,
+            Action::Booting => record.booting(name, now).unwrap(),
+            Action::Configuring => record.configuring(name, now).unwrap(),
+            Action::Announced(a) => record
+                .announced(name, a.address, a.certificate_sha256, now)
+                .unwrap(),
+            Action::Proved => record.proved(name).unwrap(),
+            Action::Claim => {
+                record.claim(name, &limits, now).unwrap();
+                assert_eq!(self.claimed, None, "claimed twice");
+                self.claimed = Some((name, now));
+            }
+            Action::Presence(n) => record.presence(n, &limits, now).unwrap(),
+            Action::Warn { .. } => facts.warned += 1,
+            Action::Fail(problem) => record.fail(problem, now).unwrap(),
+            Action::Remake => record.remake(name, now).unwrap(),
+            Action::Stuck(reason) => record.stuck(name, reason).unwrap(),
+            Action::Gone => record.gone(name, now).unwrap(),
+            Action::Wait(_) | Action::Stop | Action::End(_) => unreachable!(),
+        }
+    }
+
+    fn check(&self) {
+        let live = self.live();
+        for machine in &self.machines {
+            assert_eq!(
+                Some(*machine),
+                live,
+                "{machine} may exist and nobody will remove it"
+            );
+            assert!(self.record.desktop_phase() > Some(DesktopPhase::Planned));
+            assert!(!self.record.phase.is_final());
+        }
+        if let Some((name, at)) = self.claimed {
+            let desktop = self.record.desktop.as_ref().unwrap();
+            assert_eq!(
+                desktop.name(),
+                name,
+                "a session that had a desktop gets no other"
+            );
+            assert_eq!(desktop.claimed_at(), Some(at));
+            assert!(desktop.phase() >= DesktopPhase::Claimed);
+        }
+        assert_eq!(
+            self.record.phase.is_usable(),
+            self.record.view().rdp.is_some()
+        );
+        let open = self
+            .record
+            .stages
+            .iter()
+            .filter(|s| s.duration_ms.is_none());
+        let preparing = matches!(
+            self.record.phase,
+            SessionPhase::Queued | SessionPhase::Preparing | SessionPhase::Ending
+        );
+        assert!(open.count() <= usize::from(preparing));
+    }
+
+    /// Nothing more goes wrong, nobody does anything: it must come to its end.
+    fn end_of_the_world(&mut self) {
+        for _ in 0..200 {
+            if self.record.phase.is_final() {
+                assert_eq!(self.machines, BTreeSet::new());
+                return;
+            }
+            self.happen(&Event::Place);
+            self.happen(&Event::Succeed);
+            self.happen(&Event::Announce);
+            self.happen(&Event::Report(0));
+            self.happen(&Event::Pass(600));
+        }
+        panic!("it never ends: {:?} {:?}", self.record, self.facts);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn whatever_happens_no_machine_is_forgotten_and_every_session_ends(
+        prototype in any::<bool>(),
+        events in prop::collection::vec(event(), 0..60),
+    ) {
+        let mut model = Model::new(if prototype { Origin::Prototype } else { Origin::V1 });
+        model.settle();
+        for event in &events {
+            model.happen(event);
+        }
+        model.end_of_the_world();
+    }
+}
+
+/// A session in use by nobody, just ready.
+fn ready(origin: Origin) -> Model {
+    let mut model = Model::new(origin);
+    for event in [
+        Event::Place,
+        Event::Succeed,
+        Event::Succeed,
+        Event::Announce,
+        Event::Succeed,
+    ] {
+        model.happen(&event);
+    }
+    assert_eq!(model.record.phase, SessionPhase::Ready);
+    model
+}
+
+#[test]
+fn sixty_seconds_after_the_last_connection_it_ends_and_not_before() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    model.report_for(4_000, 1);
+    model.happen(&Event::Report(0));
+    assert_eq!(model.record.phase, SessionPhase::Disconnected);
+    model.report_for(50, 0);
+    model.happen(&Event::Pass(9));
+    assert_eq!(model.record.phase, SessionPhase::Disconnected);
+    model.happen(&Event::Pass(1));
+    assert_eq!(model.record.end_reason, Some(EndReason::Idle));
+}
+
+#[test]
+fn a_keep_holds_it_until_its_cap_even_if_the_launcher_sleeps() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    model.happen(&Event::Report(0));
+    let cap = after(model.now, s(model.limits.keep_max_s + model.limits.idle_s));
+    model.happen(&Event::Keep(3_600));
+    model.report_for(3_000, 0);
+    model.happen(&Event::Keep(3_600));
+    assert_eq!(
+        model.record.ends_at,
+        Some(cap),
+        "renewing does not pass the cap"
+    );
+    model.report_for(650, 0);
+    model.happen(&Event::Pass(9));
+    assert_eq!(model.record.phase, SessionPhase::Disconnected);
+    model.happen(&Event::Pass(1));
+    assert_eq!(model.record.end_reason, Some(EndReason::Idle));
+}
+
+#[test]
+fn giving_up_a_keep_leaves_the_idle_time() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    model.happen(&Event::Report(0));
+    model.happen(&Event::Keep(3_600));
+    model.happen(&Event::Pass(100));
+    model.happen(&Event::Keep(0));
+    assert_eq!(model.record.ends_at, Some(after(model.now, s(60))));
+}
+
+#[test]
+fn a_silent_launcher_loses_its_session_but_not_a_connected_one() {
+    let mut queued = Model::new(Origin::V1);
+    queued.happen(&Event::Pass(90));
+    assert_eq!(queued.record.end_reason, Some(EndReason::Abandoned));
+
+    let mut connected = ready(Origin::V1);
+    connected.happen(&Event::Report(1));
+    connected.happen(&Event::Pass(500));
+    connected.happen(&Event::Report(1));
+    assert_eq!(connected.record.phase, SessionPhase::Connected);
+
+    let mut prototype = Model::new(Origin::Prototype);
+    prototype.happen(&Event::Pass(500));
+    assert_eq!(prototype.record.phase, SessionPhase::Queued);
+}
+
+#[test]
+fn nobody_connects_to_a_session_with_a_launcher() {
+    let mut model = ready(Origin::V1);
+    for _ in 0..9 {
+        model.happen(&Event::Pass(30));
+        model.happen(&Event::Heartbeat);
+        model.happen(&Event::Report(0));
+    }
+    assert_eq!(model.record.phase, SessionPhase::Ready);
+    model.happen(&Event::Pass(30));
+    model.happen(&Event::Report(0));
+    assert_eq!(model.record.end_reason, Some(EndReason::NeverConnected));
+}
+
+#[test]
+fn a_silent_agent_is_no_proof_that_the_person_left() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    model.happen(&Event::Report(0));
+    model.happen(&Event::Pass(20));
+    // The machine is silent from here; the idle time passes.
+    model.happen(&Event::Pass(100));
+    assert_eq!(model.record.phase, SessionPhase::Disconnected);
+    // The person was back all along.
+    model.happen(&Event::Report(1));
+    assert_eq!(model.record.phase, SessionPhase::Connected);
+    model.happen(&Event::Pass(model.limits.silence_s));
+    assert_eq!(model.record.end_reason, Some(EndReason::MachineLost));
+}
+
+#[test]
+fn a_new_process_does_not_blame_anybody_for_the_time_it_was_away() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    model.now = after(model.now, s(1_000));
+    model.happen(&Event::Crash);
+    assert_eq!(model.record.phase, SessionPhase::Connected);
+    model.happen(&Event::Report(1));
+    assert_eq!(model.record.phase, SessionPhase::Connected);
+}
+
+#[test]
+fn the_person_is_warned_twice_before_the_lifetime_ends() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Report(1));
+    let mut warned = Vec::new();
+    while !model.record.phase.is_final() && model.record.phase != SessionPhase::Ending {
+        let before = model.facts.as_ref().unwrap().warned;
+        model.happen(&Event::Report(1));
+        model.happen(&Event::Pass(10));
+        let facts = model.facts.as_ref().unwrap();
+        if facts.warned > before {
+            warned.push(between(model.now, model.record.expires_at).as_secs());
+        }
+    }
+    assert_eq!(warned, [300, 60]);
+    assert_eq!(model.record.end_reason, Some(EndReason::Expired));
+}
+
+#[test]
+fn an_interrupted_create_is_replaced_by_another_desktop() {
+    let mut model = Model::new(Origin::V1);
+    model.happen(&Event::Place);
+    let first = model.live().unwrap();
+    model.happen(&Event::Crash);
+    assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Destroying));
+    model.happen(&Event::Succeed);
+    model.happen(&Event::Place);
+    assert_ne!(model.live(), Some(first));
+    assert_eq!(model.record.phase, SessionPhase::Preparing);
+}
+
+#[test]
+fn a_desktop_that_cannot_be_removed_is_stuck_with_the_reason_and_tried_again() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Cancel);
+    for _ in 0..8 {
+        model.happen(&Event::OpFails);
+        model.happen(&Event::Pass(30));
+    }
+    assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Stuck));
+    assert_eq!(model.record.phase, SessionPhase::Ending);
+    let failure = model.record.failure.clone().unwrap();
+    assert!(failure.problem.detail.contains("busy"), "{failure:?}");
+    model.happen(&Event::Pass(60));
+    model.happen(&Event::Succeed);
+    assert_eq!(model.record.phase, SessionPhase::Ended);
+    assert_eq!(model.record.failure, None);
+}

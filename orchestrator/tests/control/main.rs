@@ -1,0 +1,15 @@
+//! The control plane whole, on pretended machines: the real API over a real listener, asked by the real client.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "all of this crate is tests, its helpers too"
+)]
+
+mod api;
+mod bad_input;
+mod crash;
+mod house;
+mod life;
+mod process;
+mod prototype;
+mod provider;
