@@ -90,7 +90,7 @@ fn run(options: &Options) -> Result<Exit> {
         } => api.prevent_exit(),
         _ => {}
     });
-    let exit = runtime.block_on(tokio::time::timeout(QUIT_BOUND, left.wait_exit()));
+    let exit = runtime.block_on(async { tokio::time::timeout(QUIT_BOUND, left.wait_exit()).await });
     // What stands still now must not hold the process: Quit always ends.
     runtime.shutdown_background();
     Ok(exit.unwrap_or(Exit::LeftBehind(None)))
