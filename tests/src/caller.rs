@@ -14,9 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// TPKT and X.224 connection request with `RDP_NEG_REQ` for TLS (MS-RDPBCGR 2.2.1.1).
-const CONNECTION_REQUEST: [u8; 19] = [
-    3, 0, 0, 19, 14, 0xe0, 0, 0, 0, 0, 0, 1, 0, 8, 0, 1, 0, 0, 0,
-];
+const CONNECTION_REQUEST: [u8; 19] = [3, 0, 0, 19, 14, 0xe0, 0, 0, 0, 0, 0, 1, 0, 8, 0, 1, 0, 0, 0];
 
 /// An open connection. The micro guest's agent counts it as a person until it is dropped.
 #[derive(Debug)]
@@ -48,14 +46,19 @@ impl Caller {
             .with_custom_certificate_verifier(Arc::new(AnyCertificate))
             .with_no_client_auth();
         let name = ServerName::from(address.ip());
-        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let mut stream = TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await?;
         // A mere probe leaves after the handshake; this byte says that somebody stays.
         stream.write_all(&[3]).await?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificate = certificates.first().context("no certificate")?;
         let certificate_sha256 =
             data_encoding::HEXLOWER.encode(&Sha256::digest(certificate.as_ref()));
-        Ok(Self { stream, certificate_sha256 })
+        Ok(Self {
+            stream,
+            certificate_sha256,
+        })
     }
 
     /// The connection's two ends: whoever sees the same pair later sees the same TCP connection.
@@ -114,6 +117,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ring::default_provider().signature_verification_algorithms.supported_schemes()
+        ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -15,5 +15,6 @@
 //! # Ok(()) }
 //! ```
 
+pub mod caller;
 pub mod lab;
 pub use mayfly_micro_guest as micro_guest;

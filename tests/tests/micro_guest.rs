@@ -5,7 +5,8 @@
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use mayfly_api::{
-    CreateSession, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState, Session, SessionId, SessionPhase, StageName,
+    CreateSession, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState, Session, SessionId,
+    SessionPhase, StageName,
 };
 use mayfly_tests::caller::Caller;
 use mayfly_tests::lab::{Lab, Orchestrator, Provider, image_folder, until};
@@ -30,8 +31,14 @@ async fn start(lab: &Lab, limits: &str) -> Result<Orchestrator> {
 
 async fn create(orchestrator: &Orchestrator) -> Result<Held> {
     let key = SessionId::new().to_string();
-    let created = orchestrator.client().create(&CreateSession::default(), &key).await?;
-    Ok(Held { id: created.session.id, secret: created.secret })
+    let created = orchestrator
+        .client()
+        .create(&CreateSession::default(), &key)
+        .await?;
+    Ok(Held {
+        id: created.session.id,
+        secret: created.secret,
+    })
 }
 
 impl Held {
@@ -60,19 +67,31 @@ impl Held {
 
     async fn ready(&self, orchestrator: &Orchestrator) -> Result<Session> {
         let phase = |s: &Session| s.phase.is_usable() || s.phase.is_final();
-        let session = self.until(orchestrator, "the desktop is ready", READY, phase).await?;
+        let session = self
+            .until(orchestrator, "the desktop is ready", READY, phase)
+            .await?;
         ensure!(session.phase == SessionPhase::Ready, "{session:?}");
         Ok(session)
     }
 
     async fn ended(&self, orchestrator: &Orchestrator) -> Result<Session> {
-        self.until(orchestrator, "the session has ended", END, |s| s.phase.is_final()).await
+        self.until(orchestrator, "the session has ended", END, |s| {
+            s.phase.is_final()
+        })
+        .await
     }
 
     async fn call(&self, orchestrator: &Orchestrator) -> Result<Caller> {
-        let rdp = self.get(orchestrator).await?.rdp.context("no address to call")?;
+        let rdp = self
+            .get(orchestrator)
+            .await?
+            .rdp
+            .context("no address to call")?;
         let caller = Caller::connect(rdp.address).await?;
-        ensure!(caller.certificate_sha256 == rdp.certificate_sha256, "another certificate than announced");
+        ensure!(
+            caller.certificate_sha256 == rdp.certificate_sha256,
+            "another certificate than announced"
+        );
         Ok(caller)
     }
 
@@ -94,7 +113,9 @@ async fn reach(orchestrator: &Orchestrator, held: &Held, stage: StageName) -> Re
         }
         anyhow::bail!("the events ended before {stage:?}")
     };
-    tokio::time::timeout(READY, follow).await.with_context(|| format!("{stage:?} was never reached"))?
+    tokio::time::timeout(READY, follow)
+        .await
+        .with_context(|| format!("{stage:?} was never reached"))?
 }
 
 fn nothing_is_left(lab: &Lab) -> Result<()> {
@@ -108,25 +129,54 @@ async fn a_desktop_shows_the_announced_certificate_and_its_end_leaves_nothing() 
     let lab = Lab::new("micro end")?;
     let orchestrator = start(&lab, "").await?;
     let held = create(&orchestrator).await?;
-    let early = orchestrator.client().credentials(held.id, &held.secret).await;
-    ensure!(early.is_err_and(|e| e.code() == Some(ProblemCode::Conflict)), "a password before there is a desktop");
+    let early = orchestrator
+        .client()
+        .credentials(held.id, &held.secret)
+        .await;
+    ensure!(
+        early.is_err_and(|e| e.code() == Some(ProblemCode::Conflict)),
+        "a password before there is a desktop"
+    );
 
     let session = held.ready(&orchestrator).await?;
     let stages: Vec<StageName> = session.stages.iter().map(|s| s.name).collect();
     assert_eq!(stages, StageName::CREATE);
-    assert!(session.stages.iter().all(|s| s.duration_ms.is_some()), "{:?}", session.stages);
-    let password = orchestrator.client().credentials(held.id, &held.secret).await?.password;
+    assert!(
+        session.stages.iter().all(|s| s.duration_ms.is_some()),
+        "{:?}",
+        session.stages
+    );
+    let password = orchestrator
+        .client()
+        .credentials(held.id, &held.secret)
+        .await?
+        .password;
     assert!(password.expose_secret().len() >= 16);
 
     let caller = held.call(&orchestrator).await?;
-    held.until(&orchestrator, "the connection is seen", END, |s| s.phase == SessionPhase::Connected).await?;
+    held.until(&orchestrator, "the connection is seen", END, |s| {
+        s.phase == SessionPhase::Connected
+    })
+    .await?;
     drop(caller);
-    held.until(&orchestrator, "its end is seen", END, |s| s.phase == SessionPhase::Disconnected).await?;
+    held.until(&orchestrator, "its end is seen", END, |s| {
+        s.phase == SessionPhase::Disconnected
+    })
+    .await?;
 
     let ended = held.destroyed(&orchestrator).await?;
-    assert_eq!((ended.phase, ended.end_reason), (SessionPhase::Ended, Some(EndReason::Requested)));
-    let late = orchestrator.client().credentials(held.id, &held.secret).await;
-    ensure!(late.is_err_and(|e| e.code() == Some(ProblemCode::Conflict)), "a password after the end");
+    assert_eq!(
+        (ended.phase, ended.end_reason),
+        (SessionPhase::Ended, Some(EndReason::Requested))
+    );
+    let late = orchestrator
+        .client()
+        .credentials(held.id, &held.secret)
+        .await;
+    ensure!(
+        late.is_err_and(|e| e.code() == Some(ProblemCode::Conflict)),
+        "a password after the end"
+    );
     nothing_is_left(&lab)
 }
 
@@ -138,7 +188,11 @@ async fn cancel_in_each_phase_leaves_nothing() -> Result<()> {
         let held = create(&orchestrator).await?;
         reach(&orchestrator, &held, stage).await?;
         let ended = held.destroyed(&orchestrator).await?;
-        assert_eq!((ended.phase, ended.end_reason), (SessionPhase::Ended, Some(EndReason::Requested)), "{stage:?}");
+        assert_eq!(
+            (ended.phase, ended.end_reason),
+            (SessionPhase::Ended, Some(EndReason::Requested)),
+            "{stage:?}"
+        );
         nothing_is_left(&lab).with_context(|| format!("cancelled in {stage:?}"))?;
     }
     Ok(())
@@ -153,7 +207,9 @@ async fn an_orchestrator_killed_in_each_phase_converges_and_leaves_nothing() -> 
         reach(&orchestrator, &held, stage).await?;
         orchestrator.crash().await?;
         orchestrator.start_again(&lab).await?;
-        held.ready(&orchestrator).await.with_context(|| format!("killed in {stage:?}"))?;
+        held.ready(&orchestrator)
+            .await
+            .with_context(|| format!("killed in {stage:?}"))?;
 
         // And once more while it destroys.
         orchestrator.client().destroy(held.id, &held.secret).await?;
@@ -174,13 +230,21 @@ async fn a_restart_in_use_is_not_noticed_and_the_idle_rule_still_ends_it() -> Re
     let before = held.ready(&orchestrator).await?;
     let mut caller = held.call(&orchestrator).await?;
     let connected = |s: &Session| s.phase == SessionPhase::Connected;
-    held.until(&orchestrator, "the connection is seen", END, connected).await?;
+    held.until(&orchestrator, "the connection is seen", END, connected)
+        .await?;
     let ends = caller.ends()?;
 
     orchestrator.crash().await?;
     caller.still_there().await?;
     orchestrator.start_again(&lab).await?;
-    let after = held.until(&orchestrator, "the connection is seen again", END, connected).await?;
+    let after = held
+        .until(
+            &orchestrator,
+            "the connection is seen again",
+            END,
+            connected,
+        )
+        .await?;
     assert_eq!(after.desktop, before.desktop);
     caller.still_there().await?;
     assert_eq!(caller.ends()?, ends);
@@ -188,7 +252,10 @@ async fn a_restart_in_use_is_not_noticed_and_the_idle_rule_still_ends_it() -> Re
     // Nobody tells the orchestrator: neither launcher nor client.
     drop(caller);
     let ended = held.ended(&orchestrator).await?;
-    assert_eq!((ended.phase, ended.end_reason), (SessionPhase::Ended, Some(EndReason::Idle)));
+    assert_eq!(
+        (ended.phase, ended.end_reason),
+        (SessionPhase::Ended, Some(EndReason::Idle))
+    );
     nothing_is_left(&lab)
 }
 
@@ -197,20 +264,29 @@ async fn two_people_at_once_share_nothing() -> Result<()> {
     let lab = Lab::new("micro two")?;
     let orchestrator = start(&lab, "").await?;
     let (one, two) = (create(&orchestrator).await?, create(&orchestrator).await?);
-    let (first, second) = (one.ready(&orchestrator).await?, two.ready(&orchestrator).await?);
+    let (first, second) = (
+        one.ready(&orchestrator).await?,
+        two.ready(&orchestrator).await?,
+    );
     let rdp = |s: &Session| s.rdp.clone().context("no address");
     let (a, b) = (rdp(&first)?, rdp(&second)?);
     assert_ne!(first.desktop, second.desktop);
     assert_ne!(a.address, b.address);
     assert_ne!(a.certificate_sha256, b.certificate_sha256);
     let password = async |held: &Held| {
-        let credentials = orchestrator.client().credentials(held.id, &held.secret).await?;
+        let credentials = orchestrator
+            .client()
+            .credentials(held.id, &held.secret)
+            .await?;
         anyhow::Ok(credentials.password.expose_secret().to_owned())
     };
     assert_ne!(password(&one).await?, password(&two).await?);
 
     let stranger = orchestrator.client().destroy(two.id, &one.secret).await;
-    ensure!(stranger.is_err_and(|e| e.code() == Some(ProblemCode::NotFound)), "another's secret opens a session");
+    ensure!(
+        stranger.is_err_and(|e| e.code() == Some(ProblemCode::NotFound)),
+        "another's secret opens a session"
+    );
 
     one.destroyed(&orchestrator).await?;
     assert_eq!(two.get(&orchestrator).await?.phase, SessionPhase::Ready);
@@ -226,15 +302,29 @@ async fn a_kept_desktop_outlives_the_idle_rule_until_it_is_given_up() -> Result<
     let held = create(&orchestrator).await?;
     held.ready(&orchestrator).await?;
     let caller = held.call(&orchestrator).await?;
-    held.until(&orchestrator, "the connection is seen", END, |s| s.phase == SessionPhase::Connected).await?;
-    let keep = |seconds| orchestrator.client().keep(held.id, &held.secret, Keep { seconds });
+    held.until(&orchestrator, "the connection is seen", END, |s| {
+        s.phase == SessionPhase::Connected
+    })
+    .await?;
+    let keep = |seconds| {
+        orchestrator
+            .client()
+            .keep(held.id, &held.secret, Keep { seconds })
+    };
     let kept = keep(600).await?;
     drop(caller);
     let disconnected = |s: &Session| s.phase == SessionPhase::Disconnected;
-    let session = held.until(&orchestrator, "its end is seen", END, disconnected).await?;
-    let ends_at = session.ends_at.context("a kept desktop says when it ends")?;
+    let session = held
+        .until(&orchestrator, "its end is seen", END, disconnected)
+        .await?;
+    let ends_at = session
+        .ends_at
+        .context("a kept desktop says when it ends")?;
     let left = ends_at.duration_since(kept.last_activity).as_secs();
-    assert!((590..=620).contains(&left), "kept for 600 s, ends {left} s later");
+    assert!(
+        (590..=620).contains(&left),
+        "kept for 600 s, ends {left} s later"
+    );
 
     keep(0).await?;
     let ended = held.ended(&orchestrator).await?;
@@ -247,28 +337,44 @@ async fn a_launcher_that_vanishes_while_its_desktop_is_made_leaves_nothing() -> 
     let lab = Lab::new("micro abandoned")?;
     let orchestrator = start(&lab, "lease_s = 2").await?;
     let held = create(&orchestrator).await?;
-    let beat = Heartbeat { client: RdpClientState::NotStarted };
-    orchestrator.client().heartbeat(held.id, &held.secret, beat).await?;
+    let beat = Heartbeat {
+        client: RdpClientState::NotStarted,
+    };
+    orchestrator
+        .client()
+        .heartbeat(held.id, &held.secret, beat)
+        .await?;
     let ended = held.ended(&orchestrator).await?;
-    assert_eq!((ended.phase, ended.end_reason), (SessionPhase::Ended, Some(EndReason::Abandoned)));
+    assert_eq!(
+        (ended.phase, ended.end_reason),
+        (SessionPhase::Ended, Some(EndReason::Abandoned))
+    );
     nothing_is_left(&lab)
 }
 
 #[tokio::test]
-async fn the_prototypes_three_calls_still_work_and_a_caller_that_hangs_up_cancels_nothing() -> Result<()> {
+async fn the_prototypes_three_calls_still_work_and_a_caller_that_hangs_up_cancels_nothing()
+-> Result<()> {
     let lab = Lab::new("micro prototype")?;
     let orchestrator = start(&lab, "").await?;
     let http = reqwest::Client::builder().no_proxy().build()?;
     let url = |path: &str| format!("{}{path}", orchestrator.url());
 
     // Somebody asks and hangs up.
-    let hasty = http.post(url("/api/session/create")).json(&serde_json::json!({"username": "ada"}));
+    let hasty = http
+        .post(url("/api/session/create"))
+        .json(&serde_json::json!({"username": "ada"}));
     let _ = hasty.timeout(Duration::from_millis(500)).send().await;
-    let listed = until("the desktop of the one who hung up is ready", READY, async || {
-        let list: serde_json::Value = http.get(url("/api/sessions")).send().await?.json().await?;
-        let session = list["sessions"][0].clone();
-        Ok((session["status"] == "ready").then_some(session))
-    })
+    let listed = until(
+        "the desktop of the one who hung up is ready",
+        READY,
+        async || {
+            let list: serde_json::Value =
+                http.get(url("/api/sessions")).send().await?.json().await?;
+            let session = list["sessions"][0].clone();
+            Ok((session["status"] == "ready").then_some(session))
+        },
+    )
     .await?;
     assert_eq!(listed["username"], "ada");
     assert!(listed["last_activity"].is_string(), "{listed}");
@@ -282,7 +388,16 @@ async fn the_prototypes_three_calls_still_work_and_a_caller_that_hangs_up_cancel
         .error_for_status()?
         .json()
         .await?;
-    for field in ["session_id", "vm_name", "vm_ip", "username", "created_at", "status", "password", "last_activity"] {
+    for field in [
+        "session_id",
+        "vm_name",
+        "vm_ip",
+        "username",
+        "created_at",
+        "status",
+        "password",
+        "last_activity",
+    ] {
         assert!(made[field].is_string(), "{field} is missing in {made}");
     }
     let address = format!("{}:3389", made["vm_ip"].as_str().unwrap_or_default());
