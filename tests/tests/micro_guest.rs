@@ -9,7 +9,7 @@ use mayfly_api::{
     SessionPhase, StageName,
 };
 use mayfly_tests::caller::Caller;
-use mayfly_tests::lab::{Lab, Orchestrator, Provider, image_folder, until};
+use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
 use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
@@ -412,4 +412,26 @@ async fn the_prototypes_three_calls_still_work_and_a_caller_that_hangs_up_cancel
         assert!(gone.status().is_success(), "{}", gone.text().await?);
     }
     nothing_is_left(&lab)
+}
+
+#[tokio::test]
+async fn quitting_the_launcher_while_its_desktop_is_made_leaves_nothing() -> Result<()> {
+    let lab = Lab::new("micro quit")?;
+    let orchestrator = start(&lab, "").await?;
+    let desk = Desk::start(&lab).await?;
+    let mut launcher = Launcher::start(&lab, &desk, orchestrator.url())?;
+    let tray = launcher.tray(&desk).await?;
+    tray.click("New desktop").await?;
+    until("a machine is being made", READY, async || {
+        Ok((!lab.leftovers().is_empty()).then_some(()))
+    })
+    .await?;
+    tray.click("Cancel and quit").await?;
+    let status = launcher.process().exit(END).await?;
+    ensure!(status.success(), "the launcher ended with {status}");
+    let gone = until("nothing is left", END, async || {
+        Ok(lab.leftovers().is_empty().then_some(()))
+    })
+    .await;
+    gone.with_context(|| lab.leftovers().to_string())
 }
