@@ -145,22 +145,23 @@ fn task(name: &'static str, work: impl Future<Output = Result<()>> + Send + 'sta
     });
 }
 
-/// Redraws menu and icon when they change; the language comes with the view.
+/// Redraws menu and icon when they change, until the manager ends; the language comes with the view.
 async fn follow_tray(app: AppHandle, handle: Handle) -> Result<()> {
     let (mut trays, mut views) = (handle.trays(), handle.views());
     let mut language = views.borrow().language.clone();
     loop {
         tokio::select! {
-            changed = trays.changed() => changed?,
-            changed = views.wait_for(|view| view.language != language) => {
-                language.clone_from(&changed?.language);
+            Ok(()) = trays.changed() => {}
+            Ok(view) = views.wait_for(|view| view.language != language) => {
+                language.clone_from(&view.language);
             }
+            else => return Ok(()),
         }
         app.state::<Tray>().show(&app, &handle)?;
     }
 }
 
-/// Opens and hides the window as the manager wishes.
+/// Opens and hides the window as the manager wishes, until it ends.
 async fn follow_window(app: AppHandle, handle: Handle) -> Result<()> {
     let mut windows = handle.windows();
     loop {
@@ -169,7 +170,9 @@ async fn follow_window(app: AppHandle, handle: Handle) -> Result<()> {
             Some(_) => window::show(&app, &handle)?,
             None => window::hide(&app)?,
         }
-        windows.changed().await?;
+        if windows.changed().await.is_err() {
+            return Ok(());
+        }
     }
 }
 
