@@ -18,9 +18,6 @@ use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 use std::path::Path;
 use std::time::Duration;
 
-/// How many runs a median looks back.
-const HISTORY: usize = 20;
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
@@ -237,7 +234,6 @@ impl Store for SqliteStore {
                 .or_default()
                 .push(u64::try_from(row.try_get::<i64, _>("duration_ms")?).unwrap_or(0));
         }
-        debug_assert!(runs.len() <= HISTORY);
         Ok(Expected {
             ready: median(runs.into_values().collect()),
             stages: stages
@@ -563,4 +559,177 @@ async fn append_event(
         .execute(db)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{after, s};
+    use crate::session::Origin;
+    use mayfly_api::{EndReason, StageName};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    async fn store() -> (SqliteStore, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        (store, dir)
+    }
+
+    async fn accept(store: &SqliteStore, at: Timestamp) -> Record {
+        let wish = Wish {
+            origin: Origin::V1,
+            template: "t".to_owned(),
+            provider: "p".to_owned(),
+            user: "user".to_owned(),
+            language: Some("fr".to_owned()),
+            time_zone: None,
+            keyboard: None,
+        };
+        let expected = store.expected("t", "p").await.unwrap();
+        let record = Record::accepted(SessionId::new(), wish, expected, &Limits::default(), at);
+        match store.accept(record, None, 100).await.unwrap() {
+            Accepted::New(record) => *record,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A session that got its desktop `after_s` seconds after it was asked for.
+    async fn claimed(store: &SqliteStore, at: Timestamp, after_s: u32) -> Record {
+        let limits = Limits::default();
+        let id = accept(store, at).await.id;
+        let planned = store.plan_next(&limits, at).await.unwrap().unwrap();
+        assert_eq!(planned.id, id);
+        let name = planned.desktop.unwrap().name();
+        let ready = after(at, s(after_s));
+        let change = |r: &mut Record| {
+            r.creating(name).unwrap();
+            r.booting(name, at).unwrap();
+            r.configuring(name, at).unwrap();
+            r.announced(name, "127.77.0.1:3389".parse().unwrap(), "a".repeat(64), at)
+                .unwrap();
+            r.proved(name).unwrap();
+            r.claim(name, &limits, ready).unwrap();
+            Change::Told
+        };
+        let done = store.update(id, ready, Box::new(change)).await.unwrap();
+        done.unwrap().0
+    }
+
+    async fn end(store: &SqliteStore, record: &Record) {
+        let name = record.desktop.as_ref().unwrap().name();
+        let change = |r: &mut Record| {
+            r.end(EndReason::Requested, now()).unwrap();
+            r.gone(name, now()).unwrap();
+            Change::Told
+        };
+        store
+            .update(record.id, now(), Box::new(change))
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_read_back() {
+        let (store, _dir) = store().await;
+        let record = claimed(&store, now(), 7).await;
+        assert_eq!(store.get(record.id).await.unwrap(), Some(record.clone()));
+        assert_eq!(store.live().await.unwrap(), [record.clone()]);
+        let events = store.events_after(record.id, 0).await.unwrap();
+        let seqs: Vec<_> = events.iter().map(|e| e.seq).collect();
+        assert_eq!(seqs, [1, 2, 3]);
+        assert_eq!(events[2].session, record.view());
+        assert_eq!(store.get(SessionId::new()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event() {
+        let (store, _dir) = store().await;
+        let before = accept(&store, now()).await;
+        for (change, seq) in [(Change::Nothing, 1), (Change::Quiet, 1), (Change::Told, 2)] {
+            let at = after(now(), SECOND);
+            let beat = move |r: &mut Record| {
+                r.heartbeat(at);
+                change
+            };
+            store.update(before.id, at, Box::new(beat)).await.unwrap();
+            let record = store.get(before.id).await.unwrap().unwrap();
+            assert_eq!(record.seq, seq);
+            assert_eq!(record.heartbeat_at.is_some(), change != Change::Nothing);
+        }
+    }
+
+    #[tokio::test]
+    async fn places_go_to_who_waits_longest_within_the_limits() {
+        let (store, _dir) = store().await;
+        let limits = Limits {
+            concurrent_creates: 1,
+            ..Limits::default()
+        };
+        let first = accept(&store, now()).await;
+        let second = accept(&store, after(now(), SECOND)).await;
+        let planned = store.plan_next(&limits, now()).await.unwrap().unwrap();
+        assert_eq!(planned.id, first.id);
+        assert!(store.plan_next(&limits, now()).await.unwrap().is_none());
+        let moved = store.renumber_queue(now()).await.unwrap();
+        assert_eq!(moved.len(), 1);
+        assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
+        assert_eq!(store.renumber_queue(now()).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_number_is_never_used_twice_even_if_its_session_was_forgotten() {
+        let (store, _dir) = store().await;
+        let first = claimed(&store, now(), 1).await;
+        let later = after(now(), SECOND);
+        assert_eq!(store.forget(later).await.unwrap(), 0, "it lives");
+        end(&store, &first).await;
+        assert_eq!(store.forget(later).await.unwrap(), 1);
+        assert_eq!(store.get(first.id).await.unwrap(), None);
+        let second = claimed(&store, now(), 1).await;
+        assert!(second.desktop.unwrap().name() > first.desktop.unwrap().name());
+    }
+
+    #[tokio::test]
+    async fn estimates_are_medians_of_what_was() {
+        let (store, _dir) = store().await;
+        for seconds in [9, 1, 5] {
+            let record = claimed(&store, now(), seconds).await;
+            end(&store, &record).await;
+        }
+        let expected = store.expected("t", "p").await.unwrap();
+        assert_eq!(expected.ready, Some(5_000));
+        assert_eq!(expected.stages[&StageName::Connecting], 5_000);
+        assert_eq!(store.expected("t", "other").await.unwrap().ready, None);
+    }
+
+    #[tokio::test]
+    async fn the_schema_refuses_what_cannot_be() {
+        let (store, _dir) = store().await;
+        let record = claimed(&store, now(), 1).await;
+        let gone = claimed(&store, after(now(), SECOND), 1).await;
+        end(&store, &gone).await;
+        for statement in [
+            "UPDATE desktop SET phase = 'ready' WHERE phase = 'claimed'",
+            "UPDATE desktop SET phase = 'ready', claimed_us = NULL WHERE phase = 'claimed'",
+            "UPDATE desktop SET claimed_us = claimed_us + 1 WHERE phase = 'claimed'",
+            "UPDATE desktop SET phase = 'gone' WHERE phase = 'claimed'",
+            "UPDATE desktop SET phase = 'destroying' WHERE phase = 'gone'",
+            "UPDATE desktop SET session_id = (SELECT id FROM session WHERE phase = 'ended') WHERE phase = 'claimed'",
+            "INSERT INTO desktop (session_id, provider, phase, created_us) SELECT session_id, 'p', 'planned', 0 FROM desktop WHERE phase = 'claimed'",
+            "DELETE FROM desktop WHERE phase = 'claimed'",
+            "DELETE FROM session WHERE phase = 'ready'",
+            "UPDATE session SET phase = 'ended' WHERE phase = 'ready'",
+            "UPDATE session SET phase = 'dancing'",
+            "UPDATE session SET created_us = 'soon'",
+        ] {
+            let refused = sqlx::query(statement).execute(&store.writer).await;
+            assert!(refused.is_err(), "{statement}");
+        }
+        assert_eq!(store.get(record.id).await.unwrap(), Some(record));
+    }
 }
