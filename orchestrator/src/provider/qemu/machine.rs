@@ -123,7 +123,13 @@ impl Machine {
         );
         add("-kernel", image.kernel.clone().into());
         add("-initrd", image.initrd.clone().into());
-        add("-append", image.command_line.clone().into());
+        let quirk = match processor {
+            Processor::Kvm => "",
+            // Emulated on a busy host, the timer misses the kernel's check of it, and the kernel panics
+            // (kernel-parameters.txt: for virtual machines).
+            Processor::Tcg => " no_timer_check",
+        };
+        add("-append", format!("{}{quirk}", image.command_line).into());
         // Nothing of a desktop survives a crash of its host, so nothing needs to be flushed.
         add(
             "-drive",
