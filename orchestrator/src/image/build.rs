@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -50,10 +50,10 @@ pub(super) async fn build(options: &BuildOptions, output: &Path) -> anyhow::Resu
         "{} is missing; name the folder that holds Mayfly's playbook with --role",
         playbook.display()
     );
-    let role = options.role.canonicalize()?;
+    let role = read_role(&options.role)?;
     let agent = fs::read(&options.agent)
         .with_context(|| format!("cannot read the agent {}", options.agent.display()))?;
-    let base_key = base_key(options, &role)?;
+    let base_key = base_key(options, &role);
     let key = hex(Sha256::new()
         .chain_update(&base_key)
         .chain_update(&agent)
@@ -122,12 +122,14 @@ pub(super) async fn build(options: &BuildOptions, output: &Path) -> anyhow::Resu
 /// First level of the cache: a file system without the agent, its kernel and its initrd.
 async fn make_base(
     options: &BuildOptions,
-    role: &Path,
+    role: &Role,
     work: &Path,
     base: &Path,
     run: &mut Run,
 ) -> anyhow::Result<()> {
     let root = work.join("root");
+    let playbook = work.join("ansible");
+    write_role(role, &playbook)?;
     run.progress.begin(SYSTEM);
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
@@ -150,9 +152,9 @@ async fn make_base(
         .arg(options.suite.codename())
         .arg(&root)
         .args(&options.mirror)
-        .env("MAYFLY_ROLE", role)
-        .env("ANSIBLE_CONFIG", role.join("ansible.cfg"))
-        .env("ANSIBLE_LOCAL_TEMP", work.join("ansible"))
+        .env("MAYFLY_ROLE", &playbook)
+        .env("ANSIBLE_CONFIG", playbook.join("ansible.cfg"))
+        .env("ANSIBLE_LOCAL_TEMP", work.join("ansible-temporary"))
         .env("ANSIBLE_REMOTE_TEMP", "/tmp/.ansible")
         .env("ANSIBLE_NOCOLOR", "1")
         .env("LC_ALL", "C.UTF-8");
@@ -269,7 +271,7 @@ async fn make_image(
 }
 
 /// Everything that the first level is made of, in one number.
-fn base_key(options: &BuildOptions, role: &Path) -> anyhow::Result<String> {
+fn base_key(options: &BuildOptions, role: &Role) -> String {
     let mut hash = Sha256::new()
         .chain_update(RECIPE)
         .chain_update([0])
@@ -278,16 +280,40 @@ fn base_key(options: &BuildOptions, role: &Path) -> anyhow::Result<String> {
     for mirror in &options.mirror {
         hash = hash.chain_update(mirror).chain_update([0]);
     }
-    for file in files_below(role)? {
-        let name = file.strip_prefix(role).unwrap_or(&file);
-        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    for (name, content) in role {
         hash = hash
             .chain_update(name.as_os_str().as_encoded_bytes())
             .chain_update([0])
             .chain_update((content.len() as u64).to_le_bytes())
             .chain_update(content);
     }
-    Ok(hex(hash))
+    hex(hash)
+}
+
+/// The playbook's folder: names in it, and what they hold. Read once, so that the key is that of what was run.
+type Role = BTreeMap<PathBuf, Vec<u8>>;
+
+fn read_role(folder: &Path) -> anyhow::Result<Role> {
+    files_below(folder)?
+        .into_iter()
+        .map(|file| {
+            let content =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let name = file.strip_prefix(folder).unwrap_or(&file).to_owned();
+            Ok((name, content))
+        })
+        .collect()
+}
+
+fn write_role(role: &Role, folder: &Path) -> anyhow::Result<()> {
+    for (name, content) in role {
+        let path = folder.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// All files below a folder, sorted.
