@@ -176,6 +176,10 @@ async fn make_base(
     run.progress.begin(DISK);
     // mmdebstrap leaves "uninitialized": systemd would take that for a first boot and apply its presets.
     fs::write(root.join("etc/machine-id"), "").context("cannot empty the machine id")?;
+    // Newer than /usr, so that the first boot does not bring caches up to date that are (man systemd-update-done).
+    for folder in ["etc", "var"] {
+        fs::write(root.join(folder).join(".updated"), "")?;
+    }
     let found = identity::found_in(&root);
     ensure!(
         found.is_empty(),
@@ -344,7 +348,10 @@ fn take_newest(boot: &Path, prefix: &str, to: &Path) -> anyhow::Result<()> {
             .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
     });
     let from = found.with_context(|| format!("the role installed no {prefix}* in /boot"))?;
-    fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))
+    fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))?;
+    // Who runs desktops need not be who built the image.
+    fs::set_permissions(to, fs::Permissions::from_mode(0o644))?;
+    Ok(())
 }
 
 /// Gives a finished folder its name. One with that name that is already there goes first (`--force`).
