@@ -68,7 +68,7 @@ fn with_screen(house: &House, image: &std::path::Path) -> Result<()> {
             .command(house.binary("mayfly-orchestrator"))
             .arg("serve")
             .process_group(0)
-            .env("MAYFLY_ORCHESTRATOR__PROVIDER__QEMU__IMAGE", image)
+            .env("MAYFLY_PROVIDER__QEMU__IMAGE", image)
             .stdin(Stdio::null())
             .spawn()
             .context("starting mayfly-orchestrator")?,

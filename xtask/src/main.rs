@@ -35,8 +35,6 @@ enum Task {
     Image(guests::ImageArgs),
     /// Measure, over several runs: target/reports/bench.json
     Bench(suite::Arguments),
-    /// Every scenario on the real desktop, for hours: target/reports/soak.json
-    Soak(suite::Arguments),
     /// Draw every icon anew from icons/mayfly.svg
     Icons,
     /// Both README commands in a bare Debian root: target/reports/bare.log
@@ -50,7 +48,6 @@ fn main() -> ExitCode {
         Task::Test(args) => suite::test(&house, &args),
         Task::Image(args) => guests::image_command(&house, &args),
         Task::Bench(args) => suite::bench(&house, &args),
-        Task::Soak(args) => suite::soak(&house, &args),
         Task::Icons => icons::generate(&house.root),
         Task::Bare(args) => bare::run(&house, &args),
     });

@@ -1,4 +1,4 @@
-//! `test`, `bench` and `soak`: the stages, in order; the first that fails stops the run and is named.
+//! `test` and `bench`: the stages, in order; the first that fails stops the run and is named.
 //!
 //! # Guarantees
 //! * Everything a stage starts has its temporary folder below one folder of this run, named in its environment
@@ -27,7 +27,7 @@ pub(crate) struct TestArgs {
     tests: Vec<String>,
 }
 
-/// Options of `cargo xtask bench` and `soak`, which the program behind them reads.
+/// Options of `cargo xtask bench`, which the program behind them reads.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Passed on
@@ -174,26 +174,27 @@ pub(crate) fn test(house: &House, args: &TestArgs) -> Result<()> {
     }
 }
 
+/// Measures with everything it may use.
 pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
-    measured(house, "bench", &args.arguments)
-}
-
-pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
-    measured(house, "soak", &args.arguments)
-}
-
-/// Runs a program of mayfly-tests with everything it may use, in release: it measures.
-fn measured(house: &House, program: &str, args: &[String]) -> Result<()> {
     use Purpose::{Build, Image, Run, Test};
     packages::ensure(&[Build, Image, Run, Test])?;
     let mut suite = Suite::new(house, &[])?;
     suite.programs()?;
     suite.desktop()?;
-    suite.micro_guest()?;
-    let build = ["build", "--package", "mayfly-tests", "--bin", program];
+    let build = [
+        "build",
+        "--locked",
+        "--package",
+        "mayfly-tests",
+        "--bin",
+        "bench",
+    ];
     run::run(&mut house.cargo(build))?;
-    let mut command = house.command(house.binary(program));
-    command.arg("--reports").arg(house.reports()?).args(args);
+    let mut command = house.command(house.binary("bench"));
+    command
+        .arg("--reports")
+        .arg(house.reports()?)
+        .args(&args.arguments);
     suite.environment(&mut command);
     let outcome = run::run(&mut command);
     suite.leftovers().and(outcome)

@@ -1,0 +1,234 @@
+//! `cargo xtask bench`: how long things take, on the real parts; medians, with the machine they were measured on.
+//!
+//! Writes `bench.json` to `$MAYFLY_REPORTS`. Each figure stands beside what it is to be read against, from the same run.
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use mayfly_api::{CreateSession, SessionId, SessionPhase};
+use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// One step of a desktop's life takes less, emulated, on a busy machine.
+const BOUND: Duration = Duration::from_secs(300);
+/// Requests of the accept measurement.
+const REQUESTS: usize = 300;
+
+#[derive(Parser)]
+struct Args {
+    /// Runs of each measurement
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Where bench.json goes; given by `cargo xtask bench`
+    #[arg(long)]
+    reports: Option<std::path::PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(args.runs >= 5, "at least 5 runs make a median");
+    let report = json!({
+        "machine": machine()?,
+        "runs": args.runs,
+        "desktop": desktop(args.runs).await.context("the desktop")?,
+        "accept": accept().await.context("accepting sessions")?,
+        "launcher": launcher(args.runs).await.context("the launcher")?,
+    });
+    let folder = args.reports.unwrap_or_else(Lab::reports);
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join("bench.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
+    println!("{report:#}\n{}", path.display());
+    Ok(())
+}
+
+fn machine() -> Result<Value> {
+    let read =
+        |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split(':').nth(1))
+            .map(|value| value.trim().to_owned())
+    };
+    Ok(json!({
+        "processor": field(&read("/proc/cpuinfo")?, "model name"),
+        "processors": std::thread::available_parallelism()?.get(),
+        "memory": field(&read("/proc/meminfo")?, "MemTotal"),
+        "kernel": read("/proc/sys/kernel/osrelease")?.trim(),
+        "load_before": read("/proc/loadavg")?.split_whitespace().next(),
+        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+    }))
+}
+
+/// A desktop from request to gone, `runs` times, one after the other.
+async fn desktop(runs: usize) -> Result<Value> {
+    let lab = Lab::new("bench desktop")?;
+    let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
+    let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
+    let desk = Desk::start(&lab).await?;
+    let client = orchestrator.client();
+    let (mut ready, mut pixel, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+    let mut stages: std::collections::BTreeMap<String, Vec<f64>> =
+        std::collections::BTreeMap::new();
+    for run in 0..runs {
+        let begin = Instant::now();
+        let created = client
+            .create(&CreateSession::default(), &SessionId::new().to_string())
+            .await?;
+        let id = created.session.id;
+        let session = until("the desktop is ready", BOUND, async || {
+            let session = client.get(id, &created.secret).await?;
+            ensure!(!session.phase.is_final(), "{session:?}");
+            Ok(session.phase.is_usable().then_some(session))
+        })
+        .await?;
+        ready.push(ms(begin));
+        for stage in &session.stages {
+            let name = format!("{:?}", stage.name).to_lowercase();
+            let duration = stage.duration_ms.unwrap_or_default();
+            stages
+                .entry(name)
+                .or_default()
+                .push(f64::from(u32::try_from(duration)?));
+        }
+
+        let begin = Instant::now();
+        let rdp = session.rdp.context("ready without an address")?;
+        let credentials = client.credentials(id, &created.secret).await?;
+        let fingerprint: Vec<String> = rdp
+            .certificate_sha256
+            .as_bytes()
+            .chunks(2)
+            .map(|hex| String::from_utf8_lossy(hex).into_owned())
+            .collect();
+        let mut command = lab.command("xfreerdp");
+        desk.environment(&mut command);
+        command.args([
+            format!("/v:{}", rdp.address),
+            format!("/u:{}", credentials.user),
+            "/d:".to_owned(),
+            format!("/cert:deny,fingerprint:sha256:{}", fingerprint.join(":")),
+            "/sec:tls".to_owned(),
+            "/from-stdin:force".to_owned(),
+        ]);
+        let password = format!("{}\n", credentials.password.expose_secret());
+        let mut viewer =
+            lab.start_with_input(&format!("xfreerdp-{run}"), command, password.as_bytes())?;
+        until("the desktop is on the screen", BOUND, async || {
+            viewer.must_run()?;
+            Ok((desk.screen().picture()?.colours() > 200).then_some(()))
+        })
+        .await?;
+        pixel.push(ms(begin));
+        drop(viewer);
+
+        let begin = Instant::now();
+        client.destroy(id, &created.secret).await?;
+        until("the desktop is gone", BOUND, async || {
+            let session = client.get(id, &created.secret).await?;
+            Ok((session.phase == SessionPhase::Ended).then_some(()))
+        })
+        .await?;
+        gone.push(ms(begin));
+        let left = lab.leftovers();
+        ensure!(left.is_empty(), "{left}");
+    }
+    let stages: std::collections::BTreeMap<_, _> = stages
+        .into_iter()
+        .map(|(name, all)| (name, figures(all)))
+        .collect();
+    Ok(json!({
+        "create_to_ready_ms": figures(ready),
+        "of_which_stages_ms": stages,
+        "ready_to_first_pixel_ms": figures(pixel),
+        "destroy_to_gone_ms": figures(gone),
+    }))
+}
+
+/// `POST /api/v1/sessions` until the durable answer, one caller; beside it `GET /healthz`, the same way without the store.
+async fn accept() -> Result<Value> {
+    let lab = Lab::new("bench accept")?;
+    let limits = format!("max_queued = {}", REQUESTS + 1);
+    let orchestrator = Orchestrator::start(&lab, &Provider::Simulated, &limits).await?;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let (mut accepted, mut healthy) = (Vec::new(), Vec::new());
+    for _ in 0..REQUESTS {
+        let begin = Instant::now();
+        http.get(format!("{}/healthz", orchestrator.url()))
+            .send()
+            .await?
+            .error_for_status()?;
+        healthy.push(ms(begin));
+        let begin = Instant::now();
+        orchestrator
+            .client()
+            .create(&CreateSession::default(), &SessionId::new().to_string())
+            .await?;
+        accepted.push(ms(begin));
+    }
+    Ok(json!({"create_ms": figures(accepted), "baseline_healthz_ms": figures(healthy)}))
+}
+
+/// The tray app: start to icon, memory and processor time when idle.
+async fn launcher(runs: usize) -> Result<Value> {
+    let lab = Lab::new("bench launcher")?;
+    let orchestrator = Orchestrator::start(&lab, &Provider::Simulated, "").await?;
+    let desk = Desk::start(&lab).await?;
+    let mut tray = Vec::new();
+    for _ in 0..runs {
+        let begin = Instant::now();
+        let mut launcher = Launcher::start(&lab, &desk, orchestrator.url())?;
+        launcher.tray(&desk).await?;
+        tray.push(ms(begin));
+        launcher.quit().await?;
+    }
+    let mut launcher = Launcher::start(&lab, &desk, orchestrator.url())?;
+    launcher.tray(&desk).await?;
+    let pid = launcher.process().pid();
+    // Let the start itself pass; then a minute counts.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = ticks(pid)?;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let used = ticks(pid)? - before;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap_or_default();
+    launcher.quit().await?;
+    Ok(json!({
+        "start_to_tray_ms": figures(tray),
+        "idle_resident": resident.trim_start_matches("VmRSS:").trim(),
+        "idle_minute_cpu_ticks_of_10_ms": used,
+    }))
+}
+
+/// Processor time of a process, in clock ticks (proc(5): utime and stime).
+fn ticks(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let times = after_name.split_whitespace().skip(11).take(2);
+    Ok(times.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Median, smallest and largest, to a tenth.
+fn figures(mut all: Vec<f64>) -> Value {
+    all.sort_by(f64::total_cmp);
+    let at = |part: f64| {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a small index"
+        )]
+        let index = ((all.len() - 1) as f64 * part).round() as usize;
+        (all[index] * 10.0).round() / 10.0
+    };
+    json!({"median": at(0.5), "min": at(0.0), "p99": at(0.99), "max": at(1.0), "n": all.len()})
+}
