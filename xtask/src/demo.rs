@@ -4,8 +4,6 @@ use crate::guests;
 use crate::house::House;
 use crate::packages::{self, Purpose};
 use crate::run;
-use crate::suite;
-use crate::ui;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::io::{Read, Write};
@@ -39,18 +37,9 @@ pub(crate) fn run(house: &House, args: &DemoArgs) -> Result<()> {
     } else {
         &[Build, Image, Run]
     })?;
-    ui::build(house)?;
-    suite::programs(house)?;
+    guests::programs(house)?;
     let image = guests::image(house, &[])?;
     if args.headless {
-        run::run(&mut house.cargo([
-            "build",
-            "--locked",
-            "--package",
-            "mayfly-tests",
-            "--bin",
-            "demo",
-        ]))?;
         let mut demo = house.command(house.binary("demo"));
         demo.env("MAYFLY_PROGRAMS", house.target.join("debug"))
             .env("MAYFLY_DESKTOP_IMAGE", image)

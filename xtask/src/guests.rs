@@ -5,6 +5,7 @@
 use crate::house::House;
 use crate::packages::{self, Purpose};
 use crate::run;
+use crate::ui;
 use anyhow::{Context, Result};
 use clap::Args;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub(crate) struct ImageArgs {
 
 pub(crate) fn image_command(house: &House, args: &ImageArgs) -> Result<()> {
     packages::ensure(&[Purpose::Image])?;
+    // The builder alone: an image needs no windows.
+    run::run(&mut house.cargo(["build", "--package", "mayfly-orchestrator", "--locked"]))?;
     let mut extra = Vec::new();
     if let Some(suite) = &args.suite {
         extra.extend(["--suite", suite]);
@@ -38,10 +41,17 @@ pub(crate) fn agent(house: &House) -> Result<PathBuf> {
     static_binary(house, &["--package", "mayfly-agent"], "mayfly-agent")
 }
 
-/// The folder of the desktop image, built if the cache has none of this content.
+/// The programs a person runs, and those that demonstrate and build guests.
+pub(crate) fn programs(house: &House) -> Result<()> {
+    ui::build(house)?;
+    // All of them, always: with fewer packages named, cargo would give shared crates other features and build them again.
+    run::run(&mut house.cargo(["build", "--workspace", "--bins", "--locked"]))
+}
+
+/// The folder of the desktop image, built if the cache has none of this content. Needs the
+/// orchestrator's program.
 pub(crate) fn image(house: &House, extra: &[&str]) -> Result<PathBuf> {
     let agent = agent(house)?;
-    run::run(&mut house.cargo(["build", "--package", "mayfly-orchestrator"]))?;
     let mut command = house.command(house.binary("mayfly-orchestrator"));
     command
         .args(["image", "build", "--agent"])
@@ -54,7 +64,7 @@ pub(crate) fn image(house: &House, extra: &[&str]) -> Result<PathBuf> {
     run::last_line(&mut command).map(PathBuf::from)
 }
 
-/// The folder of the micro guest's image.
+/// The folder of the micro guest's image. Needs [`programs`].
 pub(crate) fn micro_guest(house: &House) -> Result<PathBuf> {
     let agent = agent(house)?;
     let rdp = static_binary(
@@ -62,16 +72,9 @@ pub(crate) fn micro_guest(house: &House) -> Result<PathBuf> {
         &["--package", "mayfly-micro-guest", "--bin", "micro-rdp"],
         "micro-rdp",
     )?;
-    let mut command = house.cargo([
-        "run",
-        "--package",
-        "mayfly-micro-guest",
-        "--bin",
-        "mayfly-micro-guest",
-        "--",
-        "--agent",
-    ]);
+    let mut command = house.command(house.binary("mayfly-micro-guest"));
     command
+        .arg("--agent")
         .arg(agent)
         .arg("--rdp")
         .arg(rdp)

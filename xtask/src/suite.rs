@@ -42,8 +42,25 @@ struct Suite<'a> {
     tally: Tally,
     /// Temporary folder of everything that this run starts.
     tmp: PathBuf,
-    agent_guest: Option<PathBuf>,
+    built: Option<Vec<TestProgram>>,
+    micro: Option<PathBuf>,
     desktop: Option<PathBuf>,
+}
+
+/// The crate whose tests cross crates, and its test program that needs the real desktop.
+const LAB: &str = "mayfly-tests";
+const REAL: &str = "desktop";
+
+/// A program of tests that cargo built.
+#[derive(Clone)]
+struct TestProgram {
+    /// Its crate.
+    package: String,
+    /// Its target's name: that of the crate for unit tests, of the file for others.
+    name: String,
+    /// Folder of the crate, where tests run.
+    folder: PathBuf,
+    executable: PathBuf,
 }
 
 /// A stage's work.
@@ -60,8 +77,8 @@ const STAGES: &[Stage] = &[
         name: "packages",
         what: "what the system must have",
         work: |_| {
-            use Purpose::{Build, Cross, Image, Run, Test};
-            packages::ensure(&[Build, Image, Run, Test, Cross])
+            use Purpose::{Build, Image, Run, Test};
+            packages::ensure(&[Build, Image, Run, Test])
         },
     },
     Stage {
@@ -78,10 +95,15 @@ const STAGES: &[Stage] = &[
         name: "clippy",
         what: "no warning in the workspace",
         work: |suite| {
-            suite.ui_is_built()?;
+            ui::build(suite.house)?;
             let args = "clippy --workspace --all-targets --locked -- -D warnings";
             run::run(&mut suite.house.cargo(args.split(' ')))
         },
+    },
+    Stage {
+        name: "build",
+        what: "every program and every test",
+        work: |suite| suite.build().map(drop),
     },
     Stage {
         name: "micro-guest",
@@ -92,10 +114,15 @@ const STAGES: &[Stage] = &[
         name: "crates",
         what: "tests of each crate; the qemu provider on the micro guest",
         work: |suite| {
-            suite.ui_is_built()?;
-            let args = "test --workspace --exclude mayfly-tests --locked";
-            suite.cargo_test(args)
+            suite.run_tests(&[], |test| test.package != LAB)?;
+            let args = "test --workspace --doc --locked";
+            run::run_tests(&mut suite.house.cargo(args.split(' ')), &mut suite.tally)
         },
+    },
+    Stage {
+        name: "scenarios",
+        what: "the lab, and whole sessions on the micro guest",
+        work: |suite| suite.run_tests(&[], |test| test.package == LAB && test.name != REAL),
     },
     Stage {
         name: "image",
@@ -103,12 +130,14 @@ const STAGES: &[Stage] = &[
         work: |suite| suite.desktop().map(drop),
     },
     Stage {
-        name: "end-to-end",
-        what: "whole scenarios, on the micro guest and on the real desktop",
+        name: "desktop",
+        what: "whole sessions on the real desktop, the demonstration among them",
         work: |suite| {
-            suite.programs()?;
             suite.desktop()?;
-            suite.cargo_test("test --package mayfly-tests --locked")
+            // One at a time: two emulated desktops on two cores take more than twice as long.
+            suite.run_tests(&["--test-threads=1"], |test| {
+                test.package == LAB && test.name == REAL
+            })
         },
     },
     Stage {
@@ -179,17 +208,7 @@ pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
     use Purpose::{Build, Image, Run, Test};
     packages::ensure(&[Build, Image, Run, Test])?;
     let mut suite = Suite::new(house, &[])?;
-    suite.programs()?;
     suite.desktop()?;
-    let build = [
-        "build",
-        "--locked",
-        "--package",
-        "mayfly-tests",
-        "--bin",
-        "bench",
-    ];
-    run::run(&mut house.cargo(build))?;
     let mut command = house.command(house.binary("bench"));
     command
         .arg("--reports")
@@ -210,46 +229,61 @@ impl<'a> Suite<'a> {
             tests,
             tally: Tally::default(),
             tmp,
-            agent_guest: None,
+            built: None,
+            micro: None,
             desktop: None,
         })
     }
 
-    fn ui_is_built(&self) -> Result<()> {
-        if self.house.root.join("ui/dist/index.html").exists() {
-            return Ok(());
+    /// Builds all at once: with fewer packages named, cargo would give shared crates other features and build them again.
+    fn build(&mut self) -> Result<Vec<TestProgram>> {
+        if let Some(built) = &self.built {
+            return Ok(built.clone());
         }
-        ui::build(self.house)
+        ui::build(self.house)?;
+        let args =
+            "build --workspace --all-targets --locked --message-format=json-render-diagnostics";
+        let messages = run::output(&mut self.house.cargo(args.split(' ')))?;
+        let built: Vec<_> = messages.lines().filter_map(test_program).collect();
+        if built.is_empty() {
+            bail!("cargo built no test program");
+        }
+        self.built = Some(built.clone());
+        Ok(built)
+    }
+
+    fn run_tests(&mut self, options: &[&str], chosen: fn(&TestProgram) -> bool) -> Result<()> {
+        let programs = self.build()?;
+        self.micro_guest()?;
+        for program in programs.iter().filter(|program| chosen(program)) {
+            println!("\n─ {} {}", program.package, program.name);
+            let mut command = self.house.command(&program.executable);
+            command
+                .args(options)
+                .args(self.tests)
+                .current_dir(&program.folder)
+                .env("CARGO_MANIFEST_DIR", &program.folder);
+            self.environment(&mut command);
+            run::run_tests(&mut command, &mut self.tally)
+                .with_context(|| format!("{} {}", program.package, program.name))?;
+        }
+        Ok(())
     }
 
     fn micro_guest(&mut self) -> Result<PathBuf> {
-        if self.agent_guest.is_none() {
-            self.agent_guest = Some(guests::micro_guest(self.house)?);
+        if self.micro.is_none() {
+            self.build()?;
+            self.micro = Some(guests::micro_guest(self.house)?);
         }
-        Ok(self.agent_guest.clone().unwrap_or_default())
+        Ok(self.micro.clone().unwrap_or_default())
     }
 
     fn desktop(&mut self) -> Result<PathBuf> {
         if self.desktop.is_none() {
+            self.build()?;
             self.desktop = Some(guests::image(self.house, &[])?);
         }
         Ok(self.desktop.clone().unwrap_or_default())
-    }
-
-    /// Builds the programs that the end-to-end tests start.
-    fn programs(&self) -> Result<()> {
-        self.ui_is_built()?;
-        programs(self.house)
-    }
-
-    fn cargo_test(&mut self, args: &str) -> Result<()> {
-        self.micro_guest()?;
-        let mut command = self.house.cargo(args.split(' '));
-        if !self.tests.is_empty() {
-            command.arg("--").args(self.tests);
-        }
-        self.environment(&mut command);
-        run::run_tests(&mut command, &mut self.tally)
     }
 
     /// What tests find their tools by.
@@ -258,7 +292,7 @@ impl<'a> Suite<'a> {
             .env("TMPDIR", &self.tmp)
             .env("MAYFLY_PROGRAMS", self.house.target.join("debug"))
             .env("MAYFLY_REPORTS", self.house.root.join("target/reports"));
-        if let Some(folder) = &self.agent_guest {
+        if let Some(folder) = &self.micro {
             command.env("MAYFLY_MICRO_GUEST", folder);
         }
         if let Some(folder) = &self.desktop {
@@ -293,10 +327,25 @@ impl Drop for Suite<'_> {
     }
 }
 
-/// The programs a person runs, as `cargo build` makes them.
-pub(crate) fn programs(house: &House) -> Result<()> {
-    let args = "build --locked --package mayfly-orchestrator --package mayfly-session-manager --package mayfly-launcher";
-    run::run(&mut house.cargo(args.split(' ')))
+/// The test program that a line of cargo's JSON output tells of.
+fn test_program(line: &str) -> Option<TestProgram> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    let manifest = Path::new(message["manifest_path"].as_str()?);
+    // `path+file:///…/tests#mayfly-tests@0.1.0`, or `…/agent#0.1.0` where folder and crate have one name.
+    let id = message["package_id"].as_str()?.rsplit_once('#')?;
+    let package = match id.1.split_once('@') {
+        Some((name, _)) => name,
+        None => id.0.rsplit('/').next()?,
+    };
+    Some(TestProgram {
+        package: package.to_owned(),
+        name: message["target"]["name"].as_str()?.to_owned(),
+        folder: manifest.parent()?.to_owned(),
+        executable: PathBuf::from(message["executable"].as_str()?),
+    })
 }
 
 /// Processes with this path in their command line or environment.
@@ -340,4 +389,27 @@ fn files_below(path: &Path) -> Vec<String> {
         .flatten()
         .map(|entry| format!("file {}", entry.path().display()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_program_is_read_from_cargos_messages() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///m/tests#mayfly-tests@0.1.0",
+            "manifest_path":"/m/tests/Cargo.toml","target":{"kind":["test"],"name":"desktop"},
+            "profile":{"test":true},"executable":"/t/debug/deps/desktop-1"}"#;
+        let program = test_program(line).unwrap();
+        assert_eq!(
+            (program.package.as_str(), program.name.as_str()),
+            (LAB, REAL)
+        );
+        assert_eq!(program.folder, Path::new("/m/tests"));
+
+        let same_name = line.replace("tests#mayfly-tests@", "xtask#");
+        assert_eq!(test_program(&same_name).unwrap().package, "xtask");
+        assert!(test_program(&line.replace("\"test\":true", "\"test\":false")).is_none());
+        assert!(test_program("not JSON").is_none());
+    }
 }

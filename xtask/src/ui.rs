@@ -90,6 +90,12 @@ impl<'a> Npm<'a> {
         run::run(&mut self.command(&["ci"]))?;
         fs::write(&stamp, key).with_context(|| format!("writing {}", stamp.display()))
     }
+
+    /// Builds, and remembers from what.
+    fn build(&self, stamp: &Path, key: &str) -> Result<()> {
+        run::run(&mut self.command(&["run", "build"]))?;
+        fs::write(stamp, key).with_context(|| format!("writing {}", stamp.display()))
+    }
 }
 
 fn node_from_wheel(house: &House) -> Result<PathBuf> {
@@ -120,11 +126,17 @@ fn node_from_wheel(house: &House) -> Result<PathBuf> {
     bin()
 }
 
-/// `ui/dist`, which the tray app embeds.
+/// `ui/dist`, which the tray app embeds; built unless it is there from these very sources.
 pub(crate) fn build(house: &House) -> Result<()> {
+    let (stamp, key) = (stamp(house), key(house)?);
+    if house.root.join("ui/dist/index.html").exists()
+        && fs::read_to_string(&stamp).is_ok_and(|old| old == key)
+    {
+        return Ok(());
+    }
     let npm = Npm::find(house)?;
     npm.install()?;
-    run::run(&mut npm.command(&["run", "build"]))
+    npm.build(&stamp, &key)
 }
 
 /// Types, component tests, and the build.
@@ -133,5 +145,41 @@ pub(crate) fn check_and_build(house: &House, tally: &mut Tally) -> Result<()> {
     npm.install()?;
     run::run(&mut npm.command(&["run", "check"]))?;
     run::run_tests(&mut npm.command(&["run", "test"]), tally)?;
-    run::run(&mut npm.command(&["run", "build"]))
+    npm.build(&stamp(house), &key(house)?)
+}
+
+fn stamp(house: &House) -> PathBuf {
+    house.root.join("ui/node_modules/.mayfly-built")
+}
+
+/// Of everything that the build reads: the sources, and the catalogue beside them.
+fn key(house: &House) -> Result<String> {
+    let mut hash = Sha256::new();
+    for folder in ["ui", "session-manager/locales"] {
+        hash_folder(&house.root.join(folder), &mut hash)?;
+    }
+    Ok(HEXLOWER.encode(&hash.finalize()))
+}
+
+fn hash_folder(folder: &Path, hash: &mut Sha256) -> Result<()> {
+    let reading = || format!("reading {}", folder.display());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        paths.push(entry.with_context(reading)?.path());
+    }
+    paths.sort();
+    for path in paths {
+        if path.ends_with("node_modules") || path.ends_with("dist") {
+            continue;
+        }
+        hash.update(path.to_string_lossy().as_bytes());
+        if path.is_dir() {
+            hash_folder(&path, hash)?;
+        } else {
+            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            hash.update(bytes.len().to_le_bytes());
+            hash.update(bytes);
+        }
+    }
+    Ok(())
 }

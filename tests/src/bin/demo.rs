@@ -76,9 +76,6 @@ impl Demo {
         let outcome = self.in_lab(&lab).await;
         // Counted whatever happened; a failed run is cleared up by the lab.
         self.report.leftovers = lab.leftovers();
-        if outcome.is_err() {
-            lab.keep_logs()?;
-        }
         outcome?;
         ensure!(
             self.report.leftovers.is_empty(),

@@ -6,7 +6,7 @@
 //!   killed, a small guard process does the same.
 //! * Nothing is touched that the lab did not start: the folder's name is unique.
 //! * Two labs at once never meet: folder, loopback addresses (`127.N.`), ports, display and D-Bus session are their own.
-//! * Of a scenario that panics, the logs and screenshots are kept in `target/reports/failed/<name>`.
+//! * Its logs outlive it, in `target/reports/logs/<name>`: those of the last run of that name.
 
 mod desk;
 mod guard;
@@ -50,7 +50,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A fresh lab; `name` is the scenario's, used for what is kept of a failure.
+    /// A fresh lab; `name` is the scenario's, and its logs' when it is over.
     ///
     /// # Errors
     /// When the folder cannot be made or every slot is taken.
@@ -176,32 +176,29 @@ impl Lab {
         )
     }
 
-    /// Copies the logs to `failed/<name>` in [`Self::reports`].
-    ///
-    /// # Errors
-    /// When they cannot be copied.
-    pub fn keep_logs(&self) -> Result<()> {
+    fn keep_logs(&self) -> Result<()> {
         let kept = Self::reports()
-            .join("failed")
+            .join("logs")
             .join(self.name.replace(' ', "-"));
+        if kept.exists() {
+            fs::remove_dir_all(&kept)?;
+        }
         fs::create_dir_all(&kept)?;
         for entry in fs::read_dir(self.path("log"))? {
             let entry = entry?;
             fs::copy(entry.path(), kept.join(entry.file_name()))?;
         }
-        eprintln!("logs of the failed scenario: {}", kept.display());
         Ok(())
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Err(error) = self.keep_logs()
-        {
-            eprintln!("the logs could not be kept: {error:#}");
-        }
         leftovers::end_processes(self.dir());
+        // Whether the scenario failed is not known here: a test that returns an error does not panic.
+        if let Err(error) = self.keep_logs() {
+            eprintln!("the logs of {:?} could not be kept: {error:#}", self.name);
+        }
         guard::forget_folder(self.dir());
     }
 }
