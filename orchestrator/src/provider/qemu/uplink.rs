@@ -18,6 +18,8 @@
 
 use crate::process::Process;
 use anyhow::Context;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -39,6 +41,8 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 77, 1);
 const GATEWAY_MAC: &str = "02:4d:61:79:66:01";
 /// The longest frame passt takes.
 const MAX_FRAME: usize = 65_535;
+/// How many reads from passt may wait for the machine.
+const QUEUE: usize = 256;
 /// The host's addresses are read again when this old.
 const ADDRESSES_AGE: Duration = Duration::from_secs(2);
 
@@ -66,6 +70,10 @@ pub struct UplinkCommand {
 pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
     let (to_machine, machine_end) = UnixStream::pair()?;
     let (to_passt, passt_end) = UnixStream::pair()?;
+    for end in [&to_passt, &passt_end] {
+        // The kernel takes as much of it as net.core.wmem_max allows.
+        setsockopt(end, SndBuf, &(1 << 24))?;
+    }
     let mut passt = Command::new(&command.passt)
         .arg0(command.desktop.join("passt"))
         .args(passt_arguments(&command.forward))
@@ -252,14 +260,26 @@ fn outward(
     }
 }
 
-fn inward(mut passt: impl Read, mut machine: impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; 128 << 10];
-    loop {
-        match passt.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => machine.write_all(&buffer[..length])?,
+/// Copies everything. What the machine cannot take yet waits here: passt 2023-03 drops what it cannot hand over at
+/// once, and a connection may not recover from that.
+fn inward(mut passt: impl Read, mut machine: impl Write + Send) -> io::Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<u8>>(QUEUE);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for frames in receiver {
+                if machine.write_all(&frames).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let length = passt.read(&mut buffer)?;
+            if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+                return Ok(());
+            }
         }
-    }
+    })
 }
 
 /// The command that runs `machine` with a network.
