@@ -182,12 +182,24 @@ impl Machine {
     }
 
     /// From the token: fresh for every session, the same if the step is repeated (man machine-id).
+    ///
+    /// journald goes on in the folder named after the id it began with, and journalctl reads the one named after the id of now:
+    /// a link keeps the two together.
     fn machine_id(&self, progress: &Progress) -> anyhow::Result<()> {
         let digest = Sha256::new()
             .chain_update("mayfly machine-id\0")
             .chain_update(progress.bootstrap.token.expose_secret())
             .finalize();
-        let id = data_encoding::HEXLOWER.encode(&digest[..16]) + "\n";
+        let new = data_encoding::HEXLOWER.encode(&digest[..16]);
+        let old = self.read("/etc/machine-id");
+        let old = old.trim_end();
+        for journals in ["/run/log/journal", "/var/log/journal"].map(|path| self.path(path)) {
+            if old.len() == new.len() && old != new && journals.join(old).is_dir() {
+                symlink(old, journals.join(&new))
+                    .with_context(|| format!("linking a journal in {}", journals.display()))?;
+            }
+        }
+        let id = new + "\n";
         self.write("/etc/machine-id", &id)?;
         let dbus = "/var/lib/dbus/machine-id";
         match fs::symlink_metadata(self.path(dbus)) {
@@ -302,8 +314,23 @@ impl Machine {
         if self.has_ssh() {
             self.run("systemctl", &["start", "--no-block", "ssh.service"])?;
         }
-        self.run("systemctl", &["start", "xrdp.service"])?;
-        Ok(())
+        let started = self.run("systemctl", &["start", "xrdp.service"]);
+        started.map(drop).map_err(|error| {
+            // systemctl itself only says where to look.
+            let journal = [
+                "-b",
+                "-n",
+                "3",
+                "-o",
+                "cat",
+                "-u",
+                "xrdp",
+                "-u",
+                "xrdp-sesman",
+            ];
+            let words = self.run("journalctl", &journal).unwrap_or_default();
+            error.context(format!("xrdp does not start: {}", words.trim_end()))
+        })
     }
 }
 
@@ -405,6 +432,7 @@ mod tests {
                 "usr/sbin",
                 "usr/share/zoneinfo/Europe",
                 "run/mayfly/bootstrap",
+                "var/log/journal/00000000000000000000000000000001",
             ] {
                 fs::create_dir_all(root.path().join(folder)).unwrap();
             }
@@ -417,6 +445,7 @@ mod tests {
                 ("etc/hosts", "127.0.0.1 localhost\n"),
                 ("etc/default/keyboard", "XKBMODEL=\"pc105\"\n"),
                 ("etc/localtime", "old"),
+                ("etc/machine-id", "00000000000000000000000000000001\n"),
                 ("usr/sbin/sshd", ""),
                 ("usr/share/zoneinfo/Europe/Paris", ""),
             ] {
@@ -515,7 +544,13 @@ mod tests {
                 .read("etc/hosts")
                 .contains("127.0.1.1\tdesktop-0000abc")
         );
-        assert_eq!(scene.read("etc/machine-id").trim().len(), 32);
+        let id = scene.read("etc/machine-id");
+        assert_eq!(id.trim().len(), 32);
+        let journal = scene.root.path().join("var/log/journal").join(id.trim());
+        assert_eq!(
+            fs::read_link(journal).unwrap(),
+            Path::new("00000000000000000000000000000001")
+        );
         assert_eq!(
             scene.read("etc/default/locale"),
             "LANG=fr_FR.UTF-8\nLANGUAGE=fr_FR:fr\n"
