@@ -92,6 +92,8 @@ fn command(person: &Person, session: &Session, notice: Notice) -> Vec<String> {
     ];
     command.push(format!("DISPLAY={}", session.display));
     command.push(format!("DBUS_SESSION_BUS_ADDRESS={}", session.bus));
+    // A session bus that hangs must not hold back the next notice.
+    command.extend(["timeout", "20"].map(str::to_owned));
     // The hint makes a notice take the place of the one before it (xfce4-notifyd and others).
     command.extend(
         [
@@ -186,7 +188,7 @@ mod tests {
         };
         let french = command(&person(Some("fr-CA")), &session, Notice::EndsIn(300)).join(" ");
         assert!(french.starts_with(
-            "-u ada -- env DISPLAY=:10 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus notify-send "
+            "-u ada -- env DISPLAY=:10 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus timeout 20 notify-send "
         ));
         assert!(french.contains("Ce bureau se ferme dans 5 minutes"));
         let english = command(&person(Some("pt-BR")), &session, Notice::EndsIn(60)).join(" ");

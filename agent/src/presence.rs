@@ -224,12 +224,37 @@ fn display_of(path: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// In the shape of Debian 12's xrdp 0.9.21 with a client logged in.
-    const CONNECTED_0_9: &str = include_str!("testdata/xrdp-0.9-connected");
+    // Captured in a Debian 12 desktop (xrdp 0.9.21), cut down to what is about X and xrdp: before anybody connected, with a client
+    // logged in, and after that client was killed.
+    const IDLE: &str = include_str!("testdata/xrdp-0.9-idle");
+    const CONNECTED: &str = include_str!("testdata/xrdp-0.9-connected");
+    const DROPPED: &str = include_str!("testdata/xrdp-0.9-dropped");
 
     #[test]
-    fn an_xorgxrdp_connection_counts_once() {
-        assert_eq!(displays(CONNECTED_0_9), Displays::from([(10, 1)]));
+    fn a_logged_in_client_counts_once_and_until_it_is_gone() {
+        assert_eq!(displays(IDLE), Displays::new());
+        assert_eq!(displays(CONNECTED), Displays::from([(10, 1)]));
+        assert_eq!(displays(DROPPED), Displays::from([(10, 0)]));
+    }
+
+    #[test]
+    fn the_per_user_folders_of_xrdp_0_10_count_too() {
+        let per_user = CONNECTED.replace("/run/xrdp/sockdir/", "/run/xrdp/sockdir/1000/");
+        assert_eq!(displays(&per_user), Displays::from([(10, 1)]));
+    }
+
+    #[test]
+    fn sockets_of_others_do_not_count() {
+        for path in [
+            "/tmp/xrdp_display_10",
+            "@/run/xrdp/sockdir/xrdp_display_10",
+            "/run/xrdp/sockdir/xrdp_display_",
+            "/run/xrdp/sockdir/xrdp_display_x",
+            "/run/xrdp/sockdir/xrdp_disconnect_display_10",
+        ] {
+            let line = format!("0: 00000003 00000000 00000000 0001 03 1 {path}\n");
+            assert_eq!(displays(&line), Displays::new(), "{path}");
+        }
     }
 
     #[test]
