@@ -54,10 +54,7 @@ pub(super) async fn build(options: &BuildOptions, output: &Path) -> anyhow::Resu
     let agent = fs::read(&options.agent)
         .with_context(|| format!("cannot read the agent {}", options.agent.display()))?;
     let base_key = base_key(options, &role);
-    let key = hex(Sha256::new()
-        .chain_update(&base_key)
-        .chain_update(&agent)
-        .chain_update(CMDLINE));
+    let key = image_key(&base_key, &agent);
 
     fs::create_dir_all(output)
         .with_context(|| format!("cannot make the folder {}", output.display()))?;
@@ -274,6 +271,15 @@ async fn make_image(
     publish(&level, image)
 }
 
+/// The first level and what comes on top of it.
+fn image_key(base_key: &str, agent: &[u8]) -> String {
+    hex(Sha256::new()
+        .chain_update(base_key)
+        .chain_update(CMDLINE)
+        .chain_update([0])
+        .chain_update(agent))
+}
+
 /// Everything that the first level is made of, in one number.
 fn base_key(options: &BuildOptions, role: &Role) -> String {
     let mut hash = Sha256::new()
@@ -465,5 +471,145 @@ impl Drop for Group {
             // It usually is gone already.
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::time::Duration;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: BuildOptions,
+    }
+
+    fn options(arguments: &[&str]) -> BuildOptions {
+        Command::parse_from([&["build"], arguments].concat()).options
+    }
+
+    fn run_in(folder: &Path) -> Run {
+        fs::write(folder.join("log"), "").unwrap();
+        Run {
+            log: folder.join("log"),
+            progress: Progress::new(LAST, folder.join("times")),
+        }
+    }
+
+    #[test]
+    fn every_input_of_the_first_level_changes_its_key() {
+        let role = |name: &str, content: &str| Role::from([(name.into(), content.into())]);
+        let keys = [
+            base_key(&options(&[]), &role("a", "b")),
+            base_key(&options(&[]), &role("a", "c")),
+            base_key(&options(&[]), &role("ab", "")),
+            base_key(&options(&["--suite", "debian-13"]), &role("a", "b")),
+            base_key(&options(&["--mirror", "http://m/"]), &role("a", "b")),
+        ];
+        let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert_eq!(
+            keys[0],
+            base_key(&options(&["--force"]), &role("a", "b")),
+            "how it is built is no input"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_image_in_the_cache_is_found_and_another_agent_asks_for_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (role, agent, output) = (
+            folder.path().join("role"),
+            folder.path().join("agent"),
+            folder.path().join("images"),
+        );
+        fs::create_dir(&role).unwrap();
+        fs::write(role.join("bake-image.yml"), "[]").unwrap();
+        fs::write(&agent, b"\x7fELF first").unwrap();
+        let mut options = options(&[]);
+        options.role.clone_from(&role);
+        options.agent.clone_from(&agent);
+        let key = image_key(
+            &base_key(&options, &read_role(&role).unwrap()),
+            b"\x7fELF first",
+        );
+        fs::create_dir_all(output.join(&key)).unwrap();
+        let found = build(&options, &output).await.unwrap();
+        assert_eq!(found, output.canonicalize().unwrap().join(&key));
+        assert_ne!(key, image_key("another base", b"\x7fELF first"));
+        assert_ne!(
+            key,
+            image_key(
+                &base_key(&options, &read_role(&role).unwrap()),
+                b"\x7fELF second"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_role_that_is_not_there_is_said_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let agent = folder.path().join("agent");
+        fs::write(&agent, b"\x7fELF").unwrap();
+        let mut options = options(&["--role", "/nowhere"]);
+        options.agent = agent;
+        let error = build(&options, folder.path()).await.unwrap_err();
+        assert!(error.to_string().contains("--role"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_fails_has_the_last_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run_in(folder.path());
+        let mut tool = super::Command::new("sh");
+        tool.args(["-c", "echo first; echo it broke >&2; exit 3"]);
+        let error = run.tool(tool, |_, _| {}).await.unwrap_err().to_string();
+        assert!(error.contains("it broke") && error.contains("3"), "{error}");
+        let log = fs::read_to_string(folder.path().join("log")).unwrap();
+        assert!(log.contains("first"), "{log}");
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_build_takes_its_tools_and_their_children_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run_in(folder.path());
+        let pid_file = folder.path().join("pid");
+        let mut tool = super::Command::new("sh");
+        tool.args(["-c", "sleep 1000 & echo $! >\"$0\"; wait"])
+            .arg(&pid_file);
+        let child = tokio::select! {
+            _ = run.tool(tool, |_, _| {}) => panic!("it should still run"),
+            pid = async {
+                loop {
+                    match fs::read_to_string(&pid_file).unwrap_or_default().trim().parse::<i32>() {
+                        Ok(pid) => break pid,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    }
+                }
+            } => pid,
+        };
+        let gone = || {
+            let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        for _ in 0..500 {
+            if gone() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the tool's child still runs");
+    }
+
+    #[test]
+    fn what_a_killed_build_left_goes_with_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("building-abc/root/etc")).unwrap();
+        fs::create_dir_all(folder.path().join("base-1")).unwrap();
+        remove_remains(folder.path()).unwrap();
+        assert!(!folder.path().join("building-abc").exists());
+        assert!(folder.path().join("base-1").exists());
     }
 }
