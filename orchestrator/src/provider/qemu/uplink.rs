@@ -262,24 +262,21 @@ fn outward(
 
 /// Copies everything. What the machine cannot take yet waits here: passt 2023-03 drops what it cannot hand over at
 /// once, and a connection may not recover from that.
-fn inward(mut passt: impl Read, mut machine: impl Write + Send) -> io::Result<()> {
+fn inward(mut passt: impl Read, mut machine: impl Write + Send + 'static) -> io::Result<()> {
     let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<u8>>(QUEUE);
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            for frames in receiver {
-                if machine.write_all(&frames).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let length = passt.read(&mut buffer)?;
-            if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
-                return Ok(());
-            }
+    // Nobody waits for it: when passt has ended, what still waits is of no use.
+    std::thread::spawn(move || {
+        receiver
+            .iter()
+            .try_for_each(|frames| machine.write_all(&frames))
+    });
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        let length = passt.read(&mut buffer)?;
+        if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+            return Ok(());
         }
-    })
+    }
 }
 
 /// The command that runs `machine` with a network.
