@@ -27,8 +27,10 @@ const DISK_SIZE: &str = "16G";
 const AGENT_FOLDER: &str = "/usr/lib/mayfly";
 
 /// cloud-init is for templates on Proxmox VE: with our own provider even its search costs the boot a second.
-const CMDLINE: &str =
-    "root=/dev/vda rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet cloud-init=disabled";
+/// `tsc=reliable`: under software emulation Linux takes the processors' equal clocks for unequal ones, and then every
+/// question for the time costs six times as much (17 µs against 3 µs measured).
+const CMDLINE: &str = "root=/dev/vda rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet tsc=reliable \
+                       cloud-init=disabled";
 
 const GIB: u64 = 1 << 30;
 const BASE_NEEDS: u64 = 7 * GIB;
