@@ -147,19 +147,11 @@ async fn a_person_in_use_keeps_their_work_through_a_restart_a_cut_and_meets_no_i
 
     // A program of theirs that has a file open.
     let screen = desk.screen();
+    let still = Duration::from_secs(3);
+    let before = screen.still_picture(200, still, BOOT).await?;
     screen.focus(used.window)?;
     screen.press("ctrl+alt+t")?;
-    until("a terminal is open", SOON, async || {
-        let terminal = used
-            .guest
-            .run(&["/usr/bin/pgrep", "-x", "xfce4-terminal"], SOON)
-            .await?;
-        Ok((terminal.code == 0).then_some(()))
-    })
-    .await?;
-    screen
-        .still_picture(200, Duration::from_secs(3), BOOT)
-        .await?;
+    screen.changed_picture(&before, still, BOOT).await?;
     screen.type_text("sleep 86399 > work.txt")?;
     screen.press("Return")?;
     let work = until("their program runs", SOON, async || {

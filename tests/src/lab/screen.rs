@@ -104,13 +104,45 @@ impl Screen {
         still: Duration,
         bound: Duration,
     ) -> Result<Picture> {
+        let what = format!("the screen shows {colours} colours or more and is still");
+        self.settled(&what, |picture| picture.colours() >= colours, still, bound)
+            .await
+    }
+
+    /// The screen once a twentieth of it or more differs from `before` (a window, not a notification) and it has been
+    /// still for `still`.
+    ///
+    /// # Errors
+    /// After `bound`.
+    pub async fn changed_picture(
+        &self,
+        before: &Picture,
+        still: Duration,
+        bound: Duration,
+    ) -> Result<Picture> {
+        let what = "the screen has changed and is still";
+        self.settled(
+            what,
+            |picture| picture.difference(before) > 0.05,
+            still,
+            bound,
+        )
+        .await
+    }
+
+    async fn settled(
+        &self,
+        what: &str,
+        good: impl Fn(&Picture) -> bool,
+        still: Duration,
+        bound: Duration,
+    ) -> Result<Picture> {
         let mut last = self.picture()?;
         let mut since = Instant::now();
-        let what = format!("the screen shows {colours} colours or more and is still");
-        until(&what, bound, async || {
+        until(what, bound, async || {
             tokio::time::sleep(Duration::from_millis(250)).await;
             let now = self.picture()?;
-            if now.colours() < colours || now.difference(&last) > 0.001 {
+            if !good(&now) || now.difference(&last) > 0.001 {
                 since = Instant::now();
             }
             last = now;
