@@ -29,6 +29,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 const RECORD: &str = "record.json";
@@ -249,6 +250,9 @@ pub fn run(command: &SuperviseCommand) -> anyhow::Result<()> {
     // The child does not inherit this: the standard library gives it an empty mask.
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    // Whoever was started in the background of a script ignores SIGINT, and a program that was started so can never heed it.
+    // A signal with a handler is back at its default in the child (execve(2)); the handler itself never runs: see above.
+    signal_hook::flag::register(Signal::SIGINT as i32, Arc::default())?;
     // EPERM: already the leader of a group, started from a shell.
     nix::unistd::setsid().ok();
 
