@@ -156,16 +156,9 @@ fn base(house: &House) -> Result<PathBuf> {
             command.arg(format!("--aptopt={option}"));
         }
     }
+    // Without a mirror named, mmdebstrap takes Debian's own, with updates and security.
     command.arg(SUITE).arg(&half);
     run::run(&mut command)?;
-    for line in [
-        "deb http://deb.debian.org/debian bookworm main",
-        "deb http://deb.debian.org/debian bookworm-updates main",
-        "deb http://deb.debian.org/debian-security bookworm-security main",
-    ] {
-        append(&half.join("etc/apt/sources.list.d/bare.list"), line)?;
-    }
-    fs::write(half.join("etc/apt/sources.list"), "")?;
     copy_trust(&half)?;
     fs::rename(&half, &base)?;
     Ok(base)
@@ -207,11 +200,6 @@ fn copy_trust(root: &Path) -> Result<()> {
     }
     let _ = symlink("/proc/self/mounts", root.join("etc/mtab"));
     Ok(())
-}
-
-fn append(path: &Path, line: &str) -> Result<()> {
-    let old = fs::read_to_string(path).unwrap_or_default();
-    fs::write(path, format!("{old}{line}\n")).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Variables that tell package clients of certificates and proxies; their files exist in the root as well.
