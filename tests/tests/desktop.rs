@@ -18,7 +18,6 @@ const SOON: Duration = Duration::from_secs(120);
 struct InUse {
     window: u32,
     client: u32,
-    name: DesktopName,
     guest: Guest,
 }
 
@@ -45,7 +44,6 @@ impl InUse {
         Ok(Self {
             window,
             client,
-            name,
             guest,
         })
     }
@@ -53,7 +51,7 @@ impl InUse {
     /// What a person would miss if it changed: the X server and the program that holds their file open.
     async fn inside(&self) -> Result<String> {
         self.guest
-            .shell("pgrep -x Xorg; pgrep -f '^sleep 86399$'", SOON)
+            .shell("pgrep -x Xorg; pgrep -f '^sleep 86399$' || true", SOON)
             .await
     }
 
@@ -134,7 +132,7 @@ async fn the_demonstration_runs_by_itself() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_person_in_use_keeps_their_work_through_a_restart_a_cut_and_meets_no_impostor()
+async fn a_person_in_use_does_not_notice_that_the_orchestrator_was_killed_and_quit_destroys()
 -> Result<()> {
     let lab = Lab::new("desktop in use")?;
     let mut orchestrator = start(&lab, "").await?;
@@ -170,51 +168,6 @@ async fn a_person_in_use_keeps_their_work_through_a_restart_a_cut_and_meets_no_i
     assert_eq!(used.connection()?, connection);
     assert_eq!(used.inside().await?, work);
     assert_eq!(clients(&lab)?, [used.client]);
-
-    // The network is cut until the client gives up: the desktop waits, and a new client shows the same work.
-    let address = connection.split_whitespace().last();
-    let address = address.context("no address")?.to_owned();
-    until("the client gives up", SOON, async || {
-        let cut = Command::new("ss").args(["-K", "dst", &address]).output()?;
-        ensure!(
-            cut.status.success(),
-            "ss: {}",
-            String::from_utf8_lossy(&cut.stderr)
-        );
-        Ok(clients(&lab)?.is_empty().then_some(()))
-    })
-    .await?;
-    web.screen("in_use", SOON).await?;
-    web.shows("connection was lost", SOON).await?;
-    web.act("reconnect").await?;
-    let again = InUse::wait(&lab, &desk, &orchestrator).await?;
-    assert_eq!(again.name, used.name);
-    assert_eq!(again.inside().await?, work);
-
-    // Somebody else answers at its address: refused and explained.
-    again
-        .guest
-        .shell(
-            "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=impostor \
-             -keyout /etc/xrdp/mayfly-key.pem -out /etc/xrdp/mayfly-cert.pem 2>&1 && systemctl restart xrdp",
-            SOON,
-        )
-        .await?;
-    until("the impostor is refused and explained", SOON, async || {
-        web.enter_window().await?;
-        let words = web.text().await?;
-        if words.contains("This is not the desktop that was announced") {
-            return Ok(Some(()));
-        }
-        // The client may give up before it meets the impostor: then the person tries again.
-        let menu = tray.menu().await?;
-        let offered = menu.iter().any(|l| l.enabled && l.label == "Reconnect");
-        if clients(&lab)?.is_empty() && offered {
-            tray.click("Reconnect").await?;
-        }
-        Ok(None)
-    })
-    .await?;
 
     tray.click("Destroy the desktop and quit").await?;
     let status = launcher.process().exit(SOON).await?;
