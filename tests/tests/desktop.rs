@@ -150,11 +150,16 @@ async fn a_person_in_use_does_not_notice_that_the_orchestrator_was_killed_and_qu
     screen.focus(used.window)?;
     screen.press("ctrl+alt+t")?;
     screen.changed_picture(&before, still, BOOT).await?;
-    screen.type_text("sleep 86399 > work.txt")?;
-    screen.press("Return")?;
-    let work = until("their program runs", SOON, async || {
+    // A shell that is not up yet loses what is typed: once more, then.
+    let work = until("their program runs", BOOT, async || {
         let inside = used.inside().await?;
-        Ok((inside.lines().count() == 2).then_some(inside))
+        if inside.lines().count() == 2 {
+            return Ok(Some(inside));
+        }
+        screen.type_text("sleep 86399 > work.txt")?;
+        screen.press("Return")?;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok(None)
     })
     .await?;
 

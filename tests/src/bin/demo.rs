@@ -143,11 +143,16 @@ impl Demo {
             .changed_picture(&picture, Duration::from_secs(3), LOGIN)
             .await?;
         self.done("terminal opened by keyboard through RDP");
-        screen.type_text(&format!("echo {nonce} > nonce.txt"))?;
-        screen.press("Return")?;
-        until("the nonce is in the desktop", INSIDE, async || {
+        // A shell that is not up yet loses what is typed: once more, then.
+        until("the nonce is in the desktop", LOGIN, async || {
             let found = guest.shell("cat /home/*/nonce.txt || true", INSIDE).await?;
-            Ok((found.trim() == nonce).then_some(()))
+            if found.trim() == nonce {
+                return Ok(Some(()));
+            }
+            screen.type_text(&format!("echo {nonce} > nonce.txt"))?;
+            screen.press("Return")?;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok(None)
         })
         .await?;
         self.done("nonce typed, and read back inside");
