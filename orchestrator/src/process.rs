@@ -23,15 +23,21 @@ impl Process {
     /// The process that has this number now; `None` if none does, or only a zombie.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
+        Self::with_session(pid).map(|(process, _)| process)
+    }
+
+    /// The process that has this number now, and the number of its session.
+    fn with_session(pid: i32) -> Option<(Self, i32)> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is the program's name in parentheses and may hold anything, `)` included.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = fields.next()?;
-        let threads: u32 = fields.nth(16)?.parse().ok()?;
+        let session = fields.nth(2)?.parse().ok()?;
+        let threads: u32 = fields.nth(13)?.parse().ok()?;
         let start_time = fields.nth(1)?.parse().ok()?;
         // The first thread may be a zombie while others still hold the process's files and sockets.
         let is_gone = matches!(state, "Z" | "X") && threads <= 1;
-        (!is_gone).then_some(Self { pid, start_time })
+        (!is_gone).then_some((Self { pid, start_time }, session))
     }
 
     /// Whether it still runs.
@@ -65,7 +71,7 @@ impl Process {
 /// Every live process whose command line names `folder` or something in it.
 ///
 /// A process that is ending has no command line any more while it still holds its sockets: whoever waits for an
-/// end keeps what was found and asks [`Process::is_alive`].
+/// end keeps what was found and asks [`Process::is_alive`], and asks [`nameless`] for those that began to end before.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -73,6 +79,23 @@ pub fn naming(folder: &Path) -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for (process, command_line) in all()? {
         if names(&command_line, folder) {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Every process of this session that has no command line: it is ending, or about to become another program.
+///
+/// To wait for, never to signal: once a session has ended, its number is given to another.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn nameless(session: i32) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for (process, command_line) in all()? {
+        let of_session = || Process::with_session(process.pid).is_some_and(|(_, s)| s == session);
+        if command_line.is_empty() && of_session() {
             found.push(process);
         }
     }
@@ -159,6 +182,36 @@ mod tests {
             std::thread::yield_now();
         }
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_without_a_command_line_is_found_by_its_session() {
+        // Its first thread has ended, so the kernel shows no command line; another thread holds its files.
+        let script = "import ctypes, os, threading, time; os.setsid(); \
+                      threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).pthread_exit(None)";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let begin = std::time::Instant::now();
+        let process = loop {
+            if let [process] = nameless(pid).unwrap()[..] {
+                break process;
+            }
+            assert!(begin.elapsed().as_secs() < 30, "it is never found");
+            std::thread::yield_now();
+        };
+        assert_eq!(process.pid, pid);
+        assert!(
+            naming(Path::new("python3"))
+                .unwrap()
+                .iter()
+                .all(|p| *p != process)
+        );
+        process.signal(Signal::KILL).unwrap();
+        child.wait().unwrap();
+        assert_eq!(nameless(pid).unwrap(), []);
     }
 
     #[test]

@@ -191,6 +191,14 @@ impl<'a> Supervised<'a> {
         }
     }
 
+    /// The session (setsid(2)) of the supervisor and all that it started; `None` before its record is written.
+    #[must_use]
+    pub fn session(&self) -> Option<i32> {
+        self.record()
+            .filter(|record| record.boot_id == boot_id())
+            .map(|record| record.supervisor.pid)
+    }
+
     /// The last words: at most `limit` bytes of the newest output of the child, or else of the supervisor.
     #[must_use]
     pub fn last_words(&self, limit: u64) -> String {

@@ -313,18 +313,23 @@ impl Qemu {
         result
     }
 
-    /// Kills whatever names the desktop's folder until nothing of it is left.
-    async fn kill(&self, machine: &Machine) -> Result<(), ProviderError> {
+    /// Kills whatever names the desktop's folder until nothing of it is left, and nothing ends any more in its
+    /// supervisor's session.
+    async fn kill(&self, machine: &Machine, session: Option<i32>) -> Result<(), ProviderError> {
         let begin = Instant::now();
-        let mut left = BTreeSet::new();
+        let mut named = BTreeSet::new();
         loop {
-            left.retain(|process: &Process| process.is_alive());
-            left.extend(processes(&machine.folder).await?);
+            named.retain(|process: &Process| process.is_alive());
+            named.extend(processes(&machine.folder).await?);
+            let mut left = named.clone();
+            if let Some(session) = session {
+                left.extend(blocking(move || process::nameless(session)).await?);
+            }
             if left.is_empty() {
                 return Ok(());
             }
             let mut refusal = None;
-            for process in &left {
+            for process in &named {
                 refusal = process
                     .signal(rustix::process::Signal::KILL)
                     .err()
@@ -474,7 +479,8 @@ impl Provider for Qemu {
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
         let _alone = self.lock(name).await;
         let machine = self.machine(name);
-        self.kill(&machine).await?;
+        let session = Supervised::at(&machine.folder).session();
+        self.kill(&machine, session).await?;
         self.step("destroy: processes gone")?;
         remove(&machine.sockets)?;
         self.step("destroy: sockets gone")?;
@@ -482,7 +488,7 @@ impl Provider for Qemu {
         self.step("destroy: folder gone")?;
         // A supervisor that a create had started but that had not yet shown itself: without the folder it cannot
         // start anything, and now it is seen.
-        self.kill(&machine).await?;
+        self.kill(&machine, session).await?;
         match self.state(name).await? {
             MachineState::Absent => Ok(()),
             left => Err(ProviderError::Failed(format!(
