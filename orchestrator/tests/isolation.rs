@@ -2,9 +2,10 @@
 //!
 //! In a network namespace stands a host with services on loopback, on every address, and the forwarded port of
 //! another desktop; behind a link, in a second namespace, an outside server. The machine sends a TCP SYN or a UDP
-//! datagram to each. Who was reached is asked on the side of the services, not of the machine.
+//! datagram to each. Who was reached is asked on the side of the services, not of the machine. Then its passt is killed,
+//! and another one must take its place.
 //!
-//! Needs passt, iproute2, util-linux, and user namespaces.
+//! Needs passt, iproute2, procps, util-linux, and user namespaces.
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 const ROLE: &str = "MAYFLY_ISOLATION_ROLE";
 const TARGETS: &str = "MAYFLY_ISOLATION_TARGETS";
+const PASST: &str = "MAYFLY_ISOLATION_PASST";
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const PORT: u16 = 8080;
@@ -143,6 +145,7 @@ fn host() {
     let targets: Vec<_> = targets.iter().map(ToString::to_string).collect();
 
     let folder = tempfile::tempdir().unwrap();
+    let desktop = folder.path().join("desktop-0000008");
     let output = Command::new(env!("CARGO_BIN_EXE_mayfly-orchestrator"))
         .arg("uplink")
         .args([
@@ -152,12 +155,13 @@ fn host() {
             "127.77.0.8/3389",
             "--desktop",
         ])
-        .arg(folder.path().join("desktop-0000008"))
+        .arg(&desktop)
         .arg("--")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "another_role", "--nocapture"])
         .env(ROLE, "machine")
         .env(TARGETS, targets.join(" "))
+        .env(PASST, desktop.join("passt"))
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
@@ -170,6 +174,7 @@ fn host() {
     let visits: Vec<_> = services.iter().flat_map(Service::visits).collect();
     assert_eq!(visits, Vec::<String>::new());
     assert_eq!(words.matches("reached").count(), 1, "{words}");
+    assert!(words.contains("a second passt serves it"), "{words}");
     // The services can be visited at all, or the test would prove nothing.
     for service in &services {
         let mut there = service.tcp.local_addr().unwrap();
@@ -226,10 +231,38 @@ fn machine() {
         );
     }
     // Answers come in any order; the one from outside is the slowest.
-    let begin = Instant::now();
     let mut received = Vec::new();
+    for who in answers(&mut network, &mut received, Duration::from_secs(3)) {
+        println!("reached {who}");
+    }
+
+    let passt = std::env::var(PASST).unwrap();
+    let killed = Command::new("pkill")
+        .args(["-KILL", "-f", &format!("^{passt} ")])
+        .status();
+    assert!(killed.unwrap().success(), "{passt} does not run");
+    let outside = SocketAddrV4::new(OUTSIDE, PORT);
+    let begin = Instant::now();
+    for source in 50_000.. {
+        send(&mut network, &packet(6, outside, &tcp_syn(source, PORT)));
+        let answers = answers(&mut network, &mut received, Duration::from_millis(500));
+        if answers.contains(&outside) {
+            break;
+        }
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "its network does not come back"
+        );
+    }
+    println!("a second passt serves it");
+}
+
+/// Who takes a connection, as told by the segments with SYN and ACK that arrive within `time`.
+fn answers(network: &mut UnixStream, received: &mut Vec<u8>, time: Duration) -> Vec<SocketAddrV4> {
+    let begin = Instant::now();
+    let mut found = Vec::new();
     let mut buffer = [0; 4096];
-    while begin.elapsed() < Duration::from_secs(3) {
+    while begin.elapsed() < time {
         if let Ok(length) = network.read(&mut buffer) {
             received.extend_from_slice(&buffer[..length]);
         }
@@ -239,7 +272,6 @@ fn machine() {
                 break;
             }
             let frame: Vec<u8> = received.drain(..4 + length).skip(4).collect();
-            // A TCP segment with SYN and ACK.
             if frame.len() >= 54
                 && frame[12..14] == [8, 0]
                 && frame[23] == 6
@@ -247,10 +279,11 @@ fn machine() {
             {
                 let from = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
                 let port = u16::from_be_bytes([frame[34], frame[35]]);
-                println!("reached {from}:{port}");
+                found.push(SocketAddrV4::new(from, port));
             }
         }
     }
+    found
 }
 
 fn send(network: &mut UnixStream, frame: &[u8]) {

@@ -10,7 +10,8 @@
 //!   service of clouds), multicast, broadcast, reserved, or one of this host's own, *whatever the guest does*: the
 //!   filter reads the same bytes that passt will.
 //! * Nothing of this host's network set-up matters to the guest: it always has the address [`GUEST`].
-//! * passt, the machine and this process end together.
+//! * The machine, passt and this process end together; but a passt that ends by itself is started again, [`RESTARTS`]
+//!   times: to the machine that is a short cut of its network, and the person's work is not lost.
 //!
 //! Both ends speak the framing of QEMU's socket network: a length (4 bytes, big endian) and an Ethernet frame.
 //! The machine gets its end as standard input, so there is no socket file that a mandatory access control profile
@@ -28,9 +29,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The machine's address: from 198.18.0.0/15, which RFC 2544 keeps off real networks.
@@ -43,11 +45,13 @@ const GATEWAY_MAC: &str = "02:4d:61:79:66:01";
 const MAX_FRAME: usize = 65_535;
 /// How many reads from passt may wait for the machine.
 const QUEUE: usize = 256;
+/// How often passt is started again.
+const RESTARTS: u32 = 5;
 /// The host's addresses are read again when this old.
 const ADDRESSES_AGE: Duration = Duration::from_secs(2);
 
 /// Arguments of `uplink`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct UplinkCommand {
     /// The desktop's folder; passt carries it as its name, so that it is found by it
     #[arg(long, value_name = "DIR")]
@@ -69,17 +73,9 @@ pub struct UplinkCommand {
 /// One of the two programs cannot be started.
 pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
     let (to_machine, machine_end) = UnixStream::pair()?;
-    let (to_passt, passt_end) = UnixStream::pair()?;
-    for end in [&to_passt, &passt_end] {
-        // The kernel takes as much of it as net.core.wmem_max allows.
-        setsockopt(end, SndBuf, &(1 << 24))?;
-    }
-    let mut passt = Command::new(&command.passt)
-        .arg0(command.desktop.join("passt"))
-        .args(passt_arguments(&command.forward))
-        .stdin(OwnedFd::from(passt_end))
-        .spawn()
-        .with_context(|| format!("{} cannot be started", command.passt.display()))?;
+    let passt = Passt::start(command)?;
+    let from_passt = passt.socket.try_clone()?;
+    let passt = Arc::new(Mutex::new(passt));
     let (program, arguments) = command
         .machine
         .split_first()
@@ -93,19 +89,21 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
 
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::spawn({
-        let (from_machine, to_passt) = (to_machine.try_clone()?, to_passt.try_clone()?);
-        let ended = Arc::clone(&ended);
+        let from_machine = to_machine.try_clone()?;
+        let (ended, passt) = (Arc::clone(&ended), Arc::clone(&passt));
         move || {
-            let result = outward(from_machine, &to_passt, &mut HostAddresses::default());
+            let to_passt = ToPasst(Arc::clone(&passt));
+            let result = outward(from_machine, to_passt, &mut HostAddresses::default());
             ended.store(result.is_ok(), Ordering::SeqCst);
-            to_passt.shutdown(Shutdown::Both).ok();
+            Passt::lock(&passt).socket.shutdown(Shutdown::Both).ok();
         }
     });
-    std::thread::spawn(move || {
-        inward(to_passt, to_machine).ok();
-        if !ended.load(Ordering::SeqCst) {
-            eprintln!("the machine has lost its network and is stopped: passt has ended");
-            if let Some(machine) = machine_process {
+    std::thread::spawn({
+        let (command, passt) = (command.clone(), Arc::clone(&passt));
+        move || {
+            let result = hold(&command, &passt, from_passt, &delivery(to_machine), &ended);
+            if let (Err(error), Some(machine)) = (result, machine_process) {
+                eprintln!("the machine has lost its network and is stopped: {error:#}");
                 // QEMU 7.2 forgets a SIGTERM that comes just after its start.
                 machine.signal(Signal::KILL).ok();
             }
@@ -113,9 +111,88 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
     });
     let status = machine.wait()?;
     // It ends by itself when its socket closes; this is for one that does not.
-    passt.kill().ok();
-    passt.wait()?;
+    Passt::lock(&passt).end();
     std::process::exit(status.code().unwrap_or(1));
+}
+
+/// A running passt and our end of its socket.
+struct Passt {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Passt {
+    fn start(command: &UplinkCommand) -> anyhow::Result<Self> {
+        let (socket, passt_end) = UnixStream::pair()?;
+        for end in [&socket, &passt_end] {
+            // The kernel takes as much of it as net.core.wmem_max allows.
+            setsockopt(end, SndBuf, &(1 << 24))?;
+        }
+        let child = Command::new(&command.passt)
+            .arg0(command.desktop.join("passt"))
+            .args(passt_arguments(&command.forward))
+            .stdin(OwnedFd::from(passt_end))
+            .spawn()
+            .with_context(|| format!("{} cannot be started", command.passt.display()))?;
+        Ok(Self { child, socket })
+    }
+
+    fn lock(passt: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        passt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&mut self) -> String {
+        self.child.kill().ok();
+        self.child
+            .wait()
+            .map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+}
+
+/// The way to whichever passt runs now.
+struct ToPasst(Arc<Mutex<Passt>>);
+
+impl Write for ToPasst {
+    fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
+        // What a passt that has ended does not take is lost, as on a cut cable.
+        (&Passt::lock(&self.0).socket).write_all(frames).ok();
+        Ok(frames.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hands the machine what passt says, and starts passt again when it ends, until the machine has ended.
+///
+/// # Errors
+/// passt has ended too often or does not start.
+fn hold(
+    command: &UplinkCommand,
+    passt: &Mutex<Passt>,
+    mut from_passt: UnixStream,
+    machine: &SyncSender<Vec<u8>>,
+    ended: &AtomicBool,
+) -> anyhow::Result<()> {
+    for restart in 1.. {
+        let result = inward(from_passt, machine);
+        let mut passt = Passt::lock(passt);
+        if ended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let mut how = passt.end();
+        if let Err(error) = result {
+            how = format!("{how}; {error}");
+        }
+        if restart > RESTARTS {
+            anyhow::bail!("passt has ended {restart} times, the last time by {how}");
+        }
+        eprintln!("passt has ended by {how} and is started again");
+        *passt = Passt::start(command)?;
+        from_passt = passt.socket.try_clone()?;
+    }
+    Ok(())
 }
 
 /// passt(1). Tested with 2023-03 (Debian 12) and 2025-05 (Debian 13).
@@ -239,16 +316,9 @@ fn outward(
             length => length,
         };
         let mut rest = &buffer[..filled];
-        while let Some((length, after)) = rest.split_first_chunk::<4>() {
-            let length = u32::from_be_bytes(*length) as usize;
-            if length > MAX_FRAME {
-                return Err(io::Error::other("the machine sent an impossible frame"));
-            }
-            let Some((frame, after)) = after.split_at_checked(length) else {
-                break;
-            };
-            if passes(frame, host.now()) {
-                passed.extend_from_slice(&rest[..4 + length]);
+        while let Some((frame, after)) = first_frame(rest)? {
+            if passes(&frame[4..], host.now()) {
+                passed.extend_from_slice(frame);
             }
             rest = after;
         }
@@ -260,22 +330,50 @@ fn outward(
     }
 }
 
-/// Copies everything. What the machine cannot take yet waits here: passt 2023-03 drops what it cannot hand over at
-/// once, and a connection may not recover from that.
-fn inward(mut passt: impl Read, mut machine: impl Write + Send + 'static) -> io::Result<()> {
-    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<u8>>(QUEUE);
-    // Nobody waits for it: when passt has ended, what still waits is of no use.
+/// The first frame, with its length before it, if all of it is there; and what follows.
+fn first_frame(bytes: &[u8]) -> io::Result<Option<(&[u8], &[u8])>> {
+    let Some(length) = bytes.first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length > MAX_FRAME {
+        return Err(io::Error::other("an impossible frame was sent"));
+    }
+    Ok(bytes.split_at_checked(4 + length))
+}
+
+/// Hands the machine what is sent here. What it cannot take yet waits here: passt 2023-03 drops what it cannot hand over
+/// at once, and a connection may not recover from that.
+fn delivery(mut machine: impl Write + Send + 'static) -> SyncSender<Vec<u8>> {
+    let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
+    // Nobody waits for it: when the machine has ended, what still waits is of no use.
     std::thread::spawn(move || {
         receiver
             .iter()
             .try_for_each(|frames| machine.write_all(&frames))
     });
-    let mut buffer = vec![0; 128 << 10];
+    sender
+}
+
+/// Copies every whole frame, until passt ends or nobody takes it: the half of one would garble all that follow.
+fn inward(mut passt: impl Read, machine: &SyncSender<Vec<u8>>) -> io::Result<()> {
+    let mut buffer = vec![0; 2 * (4 + MAX_FRAME)];
+    let mut filled = 0;
     loop {
-        let length = passt.read(&mut buffer)?;
-        if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+        filled += match passt.read(&mut buffer[filled..])? {
+            0 => return Ok(()),
+            length => length,
+        };
+        let mut rest = &buffer[..filled];
+        while let Some((_, after)) = first_frame(rest)? {
+            rest = after;
+        }
+        let whole = filled - rest.len();
+        if whole > 0 && machine.send(buffer[..whole].to_vec()).is_err() {
             return Ok(());
         }
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
     }
 }
 
@@ -406,6 +504,20 @@ mod tests {
             outward(Pieces(&sent, size), &mut passed, &mut host).unwrap();
             assert!(passed == good, "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn the_half_of_a_frame_is_never_delivered() {
+        let whole = [&[0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0]].concat();
+        let cut = [&whole[..], &[0, 0, 0, 9], b"half"].concat();
+        for size in [1, 4, 7, usize::MAX] {
+            let (sender, receiver) = sync_channel(QUEUE);
+            inward(Pieces(&cut, size), &sender).unwrap();
+            drop(sender);
+            assert_eq!(receiver.iter().collect::<Vec<_>>().concat(), whole);
+        }
+        let (sender, _receiver) = sync_channel(QUEUE);
+        assert!(inward(&[0xff; 8][..], &sender).is_err());
     }
 
     #[test]
