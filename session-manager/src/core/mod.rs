@@ -472,7 +472,9 @@ impl State {
         [quit, phase, hold].into_iter().flatten().min()
     }
 
+    /// Remembers a line for the diagnostics; the log file has it as well.
     fn note(&mut self, line: impl AsRef<str>) {
+        tracing::info!("{}", line.as_ref());
         if self.log.len() == LOG_LINES {
             self.log.pop_front();
         }
@@ -1223,7 +1225,8 @@ impl State {
             ClientEnd::LoggedOff => self.count_down(Message::new("reason-logged-off"), fx),
             ClientEnd::IdleTimeout => self.count_down(Message::new("reason-timed-out"), fx),
             ClientEnd::Replaced => self.hold(Held::Replaced, fx),
-            ClientEnd::Lost if connected => self.hold(Held::Lost, fx),
+            // After a cut FreeRDP tries again by itself and ends with what befell its last try.
+            ClientEnd::Lost | ClientEnd::Name if connected => self.hold(Held::Lost, fx),
             ClientEnd::Killed(_) if connected => self.hold(Held::Crashed, fx),
             _ => {
                 let (headline, hint) = end.words();

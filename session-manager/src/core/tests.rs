@@ -272,6 +272,7 @@ fn every_countdown_has_its_length_and_the_long_ones_hold_the_desktop() {
 fn a_lost_connection_is_not_a_closed_client() {
     for (end, headline) in [
         (ClientEnd::Lost, "held-lost"),
+        (ClientEnd::Name, "held-lost"),
         (ClientEnd::Killed(9), "held-crashed"),
         (ClientEnd::Replaced, "held-replaced"),
     ] {

@@ -20,7 +20,7 @@ pub enum ClientEnd {
     Lost,
     /// User name, password or account were refused.
     Credentials,
-    /// TLS failed: not the announced certificate, or none.
+    /// The server showed another certificate than the announced one.
     Certificate,
     /// The address could not be resolved.
     Name,
@@ -34,10 +34,14 @@ pub enum ClientEnd {
     Unknown(i32),
 }
 
-/// What an exit of a FreeRDP client means. A code and a signal are two things: code 143 is a TLS failure,
-/// death by SIGTERM (128 + 15 in a shell) is not.
+/// What FreeRDP says when it refuses a certificate (`libfreerdp/crypto/tls.c`; the same in 2.x and 3.x).
+const NOT_TRUSTED: &str = "certificate not trusted";
+
+/// What an exit of a FreeRDP client means; `words` are the last it wrote. A code and a signal are two things: code 143 is
+/// a TLS failure, death by SIGTERM (128 + 15 in a shell) is not. And a TLS failure can be a refused certificate or a
+/// connection that broke in the handshake: only its words tell.
 #[must_use]
-pub fn end_of_freerdp(code: Option<i32>, signal: Option<i32>) -> ClientEnd {
+pub fn end_of_freerdp(code: Option<i32>, signal: Option<i32>, words: &str) -> ClientEnd {
     use ClientEnd as E;
     if let Some(signal) = signal {
         return E::Killed(signal);
@@ -48,15 +52,15 @@ pub fn end_of_freerdp(code: Option<i32>, signal: Option<i32>) -> ClientEnd {
         Some(2 | 12) => E::LoggedOff,
         Some(3 | 4) => E::IdleTimeout,
         Some(5) => E::Replaced,
-        // 138, 142: broke off during the connection sequence; 160: the target is still starting.
-        Some(131 | 138 | 141 | 142 | 147 | 160) => E::Lost,
+        Some(143) if words.contains(NOT_TRUSTED) => E::Certificate,
+        // 133, 138, 142, 143: broke off during the connection sequence (133 also: the server does not offer the TLS that
+        // we insist on); 160: the target is still starting.
+        Some(131 | 133 | 138 | 141 | 142 | 143 | 147 | 160) => E::Lost,
         Some(132 | 134 | 135 | 144 | 148..=159) => E::Credentials,
         Some(139 | 140) => E::Name,
-        Some(143) => E::Certificate,
         // 23 is what 2.11 says to an unknown option; elsewhere it is a licence error: both are told with the code.
         Some(code @ (23 | 24 | 128)) => E::BadOptions(code),
-        // 133: the server does not offer the TLS that we insist on.
-        Some(code @ (7..=10 | 16..=22 | 25 | 26 | 32 | 133)) => E::Refused(code),
+        Some(code @ (7..=10 | 16..=22 | 25 | 26 | 32)) => E::Refused(code),
         Some(code) => E::Unknown(code),
         None => E::Unknown(-1),
     }
@@ -71,9 +75,7 @@ impl fmt::Display for ClientEnd {
             Self::Replaced => f.write_str("replaced by another connection"),
             Self::Lost => f.write_str("connection lost or not possible"),
             Self::Credentials => f.write_str("credentials refused"),
-            Self::Certificate => {
-                f.write_str("TLS failed or the certificate is not the announced one")
-            }
+            Self::Certificate => f.write_str("the certificate is not the announced one"),
             Self::Name => f.write_str("address not resolved"),
             Self::Refused(code) => write!(f, "refused by the server (code {code})"),
             Self::BadOptions(code) => write!(f, "command line not understood (code {code})"),
@@ -110,21 +112,28 @@ mod tests {
             (12, E::LoggedOff),
             (5, E::Replaced),
             (131, E::Lost),
+            (133, E::Lost),
             (141, E::Lost),
             (147, E::Lost),
             (132, E::Credentials),
             (140, E::Name),
-            (143, E::Certificate),
+            (143, E::Lost),
             (24, E::BadOptions(24)),
             (255, E::Unknown(255)),
         ] {
-            assert_eq!(end_of_freerdp(Some(code), None), end, "{code}");
+            assert_eq!(end_of_freerdp(Some(code), None, ""), end, "{code}");
+        }
+        for words in [
+            "[ERROR][com.freerdp.crypto] - certificate not trusted, aborting.\n[ERROR][com.freerdp.core] - ERRCONNECT",
+            "[ERROR][com.freerdp.crypto] - [freerdp_tls_handshake]: certificate not trusted, aborting.",
+        ] {
+            assert_eq!(end_of_freerdp(Some(143), None, words), E::Certificate);
         }
     }
 
     #[test]
     fn death_by_sigterm_is_not_exit_code_143() {
-        assert_eq!(end_of_freerdp(None, Some(15)), ClientEnd::Killed(15));
-        assert_eq!(end_of_freerdp(Some(143), None), ClientEnd::Certificate);
+        assert_eq!(end_of_freerdp(None, Some(15), ""), ClientEnd::Killed(15));
+        assert_eq!(end_of_freerdp(Some(143), None, ""), ClientEnd::Lost);
     }
 }

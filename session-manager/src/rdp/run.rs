@@ -129,11 +129,13 @@ impl Running {
     /// # Returns
     /// How it ended, and its last words.
     pub async fn wait(&mut self) -> (ClientEnd, String) {
-        let end = match self.child.wait().await {
-            Ok(status) => self.end(status),
+        let status = self.child.wait().await;
+        let tail = self.tail();
+        let end = match status {
+            Ok(status) => self.end(status, &tail),
             Err(_) => ClientEnd::Unknown(-1),
         };
-        (end, self.tail())
+        (end, tail)
     }
 
     /// Ends it: politely, then by force.
@@ -148,13 +150,13 @@ impl Running {
         drop(self.cleanup);
     }
 
-    fn end(&self, status: ExitStatus) -> ClientEnd {
+    fn end(&self, status: ExitStatus, words: &str) -> ClientEnd {
         #[cfg(unix)]
         let signal = std::os::unix::process::ExitStatusExt::signal(&status);
         #[cfg(not(unix))]
         let signal = None;
         match self.flavour {
-            Flavour::FreeRdp2 | Flavour::FreeRdp3 => end_of_freerdp(status.code(), signal),
+            Flavour::FreeRdp2 | Flavour::FreeRdp3 => end_of_freerdp(status.code(), signal, words),
             // Microsoft's clients have no documented codes: any end is a closed client.
             Flavour::Mstsc | Flavour::WindowsApp => match signal {
                 Some(signal) => ClientEnd::Killed(signal),
