@@ -5,6 +5,7 @@
 pub mod api;
 pub mod core;
 pub mod handle;
+pub mod log;
 pub mod manager;
 pub mod notify;
 pub mod rdp;

@@ -3,6 +3,7 @@
 mod cli;
 
 use clap::{Parser, Subcommand};
+use mayfly_session_manager::log;
 use mayfly_session_manager::settings::Places;
 use std::process::ExitCode;
 
@@ -29,14 +30,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // MAYFLY_LOG=debug shows what happens; no secret is ever in it.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MAYFLY_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-    let code = run(arguments.command).unwrap_or_else(|error| {
+    let places = Places::of_person();
+    log::start(places.as_ref(), "warn");
+    let code = run(arguments.command, places).unwrap_or_else(|error| {
         eprintln!("mayfly: {error:#}");
         cli::USAGE
     });
@@ -44,8 +40,8 @@ fn main() -> ExitCode {
     std::process::exit(code)
 }
 
-fn run(command: Command) -> anyhow::Result<i32> {
-    let places = Places::of_person().ok_or_else(|| {
+fn run(command: Command, places: Option<Places>) -> anyhow::Result<i32> {
+    let places = places.ok_or_else(|| {
         anyhow::anyhow!("no home folder was found; set MAYFLY_CONFIG_DIR and MAYFLY_DATA_DIR")
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

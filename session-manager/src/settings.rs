@@ -79,6 +79,12 @@ impl Places {
     pub fn settings_file(&self) -> PathBuf {
         self.config_dir.join("settings.toml")
     }
+
+    /// Where log files go.
+    #[must_use]
+    pub fn log_dir(&self) -> PathBuf {
+        self.data_dir.join("log")
+    }
 }
 
 /// Reads the settings; a file that does not exist means the defaults.

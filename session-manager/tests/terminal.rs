@@ -86,6 +86,12 @@ async fn connect_opens_waits_counts_down_and_destroys() {
         assert!(words.contains(line), "{line} not in:\n{words}");
     }
     assert_eq!(desk.orchestrator.destroys(), 1);
+    let mut log = String::new();
+    for file in std::fs::read_dir(desk.dir.path().join("data/log")).unwrap() {
+        log += &std::fs::read_to_string(file.unwrap().path()).unwrap();
+    }
+    assert!(log.contains("RDP client ended: closed"), "{log}");
+    assert!(!log.contains("secret-of-"), "{log}");
 }
 
 #[tokio::test]

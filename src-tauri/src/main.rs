@@ -15,7 +15,7 @@ mod window;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
-use mayfly_session_manager::{Adapters, Config, Exit, Handle, settings::Places, view::Action};
+use mayfly_session_manager::{Adapters, Config, Exit, Handle, log, settings::Places, view::Action};
 use std::{future::Future, process::ExitCode, time::Duration};
 use tauri::{AppHandle, Manager, RunEvent};
 use tray::Tray;
@@ -25,7 +25,7 @@ const QUIT_BOUND: Duration = Duration::from_secs(5);
 
 /// Mayfly in the tray: a fresh desktop when you ask for one, gone when you close it.
 ///
-/// `MAYFLY_CONFIG_DIR` and `MAYFLY_DATA_DIR` replace the person's folders.
+/// `MAYFLY_CONFIG_DIR` and `MAYFLY_DATA_DIR` replace the person's folders. What happened is in `log` in the second.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -36,15 +36,10 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("MAYFLY_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .init();
+    let places = Places::of_person();
+    log::start(places.as_ref(), "info");
     system::help_the_web_view();
-    match run(&options) {
+    match run(&options, places) {
         Ok(Exit::Clean | Exit::Acknowledged(_)) => ExitCode::SUCCESS,
         Ok(Exit::LeftBehind(session)) => {
             tracing::warn!(
@@ -60,9 +55,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<Exit> {
-    let places =
-        Places::of_person().context("no home folder: set MAYFLY_CONFIG_DIR and MAYFLY_DATA_DIR")?;
+fn run(options: &Options, places: Option<Places>) -> Result<Exit> {
+    let places = places.context("no home folder: set MAYFLY_CONFIG_DIR and MAYFLY_DATA_DIR")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
