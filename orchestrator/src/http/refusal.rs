@@ -60,3 +60,30 @@ pub(super) fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
         "the orchestrator made a mistake; its log says more",
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use axum::{Router, routing};
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_that_does_not_repeat_its_words() {
+        async fn broken() -> &'static str {
+            panic!("a secret")
+        }
+        let app = Router::new()
+            .route("/", routing::get(broken))
+            .layer(CatchPanicLayer::custom(panicked));
+        let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.headers()["content-type"], problem::MEDIA_TYPE);
+        let body = to_bytes(answer.into_body(), 4096).await.unwrap();
+        let told: Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!(told.code, ProblemCode::Internal);
+        assert!(!String::from_utf8_lossy(&body).contains("secret"));
+    }
+}
