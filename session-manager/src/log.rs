@@ -22,6 +22,8 @@ pub fn start(places: Option<&Places>, on_terminal: &str) {
         EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new(default))
     };
     let file = places.map(|places| {
+        // The appender complains, in its own way, of a folder that is not there yet; of any other trouble it tells below.
+        let _ = std::fs::create_dir_all(places.log_dir());
         RollingFileAppender::builder()
             .rotation(Rotation::DAILY)
             .filename_prefix("mayfly")
