@@ -17,4 +17,6 @@
 
 pub mod caller;
 pub mod lab;
+pub mod machine;
+pub mod sessions;
 pub use mayfly_micro_guest as micro_guest;

@@ -3,132 +3,25 @@
 //! Every scenario ends with nothing left, counted from `/proc`, sockets and files.
 
 use anyhow::{Context, Result, ensure};
-use futures_util::StreamExt;
 use mayfly_api::{
-    CreateSession, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState, Session, SessionId,
-    SessionPhase, StageName,
+    EndReason, Heartbeat, Keep, ProblemCode, RdpClientState, Session, SessionPhase, StageName,
 };
 use mayfly_tests::caller::Caller;
 use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
-use secrecy::{ExposeSecret, SecretString};
+use mayfly_tests::sessions::{END, Held, READY};
+use secrecy::ExposeSecret;
 use std::time::Duration;
-
-/// A micro guest is ready after some seconds; a loaded machine may take many times that.
-const READY: Duration = Duration::from_secs(180);
-/// From a reason to end to the verified end.
-const END: Duration = Duration::from_secs(90);
-
-/// A session that a test holds.
-struct Held {
-    id: SessionId,
-    secret: SecretString,
-}
 
 async fn start(lab: &Lab, limits: &str) -> Result<Orchestrator> {
     let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
     Orchestrator::start(lab, &provider, limits).await
 }
 
-async fn create(orchestrator: &Orchestrator) -> Result<Held> {
-    let key = SessionId::new().to_string();
-    let created = orchestrator
-        .client()
-        .create(&CreateSession::default(), &key)
-        .await?;
-    Ok(Held {
-        id: created.session.id,
-        secret: created.secret,
-    })
-}
-
-impl Held {
-    async fn get(&self, orchestrator: &Orchestrator) -> Result<Session> {
-        Ok(orchestrator.client().get(self.id, &self.secret).await?)
-    }
-
-    /// Waits until the session is as wanted.
-    async fn until(
-        &self,
-        orchestrator: &Orchestrator,
-        what: &str,
-        bound: Duration,
-        wanted: impl Fn(&Session) -> bool,
-    ) -> Result<Session> {
-        let mut seen = None;
-        let found = until(what, bound, async || {
-            let session = self.get(orchestrator).await?;
-            let good = wanted(&session);
-            seen = Some(session.clone());
-            Ok(good.then_some(session))
-        })
-        .await;
-        found.with_context(|| format!("the session is {seen:?}"))
-    }
-
-    async fn ready(&self, orchestrator: &Orchestrator) -> Result<Session> {
-        let phase = |s: &Session| s.phase.is_usable() || s.phase.is_final();
-        let session = self
-            .until(orchestrator, "the desktop is ready", READY, phase)
-            .await?;
-        ensure!(session.phase == SessionPhase::Ready, "{session:?}");
-        Ok(session)
-    }
-
-    async fn ended(&self, orchestrator: &Orchestrator) -> Result<Session> {
-        self.until(orchestrator, "the session has ended", END, |s| {
-            s.phase.is_final()
-        })
-        .await
-    }
-
-    async fn call(&self, orchestrator: &Orchestrator) -> Result<Caller> {
-        let rdp = self
-            .get(orchestrator)
-            .await?
-            .rdp
-            .context("no address to call")?;
-        let caller = Caller::connect(rdp.address).await?;
-        ensure!(
-            caller.certificate_sha256 == rdp.certificate_sha256,
-            "another certificate than announced"
-        );
-        Ok(caller)
-    }
-
-    async fn destroyed(&self, orchestrator: &Orchestrator) -> Result<Session> {
-        orchestrator.client().destroy(self.id, &self.secret).await?;
-        self.ended(orchestrator).await
-    }
-}
-
-/// Follows the events until this stage runs.
-async fn reach(orchestrator: &Orchestrator, held: &Held, stage: StageName) -> Result<()> {
-    let mut events = orchestrator.client().events(held.id, &held.secret);
-    let follow = async {
-        while let Some(event) = events.next().await {
-            let session = event?.session;
-            if session.stages.iter().any(|s| s.name == stage) {
-                return Ok(());
-            }
-        }
-        anyhow::bail!("the events ended before {stage:?}")
-    };
-    tokio::time::timeout(READY, follow)
-        .await
-        .with_context(|| format!("{stage:?} was never reached"))?
-}
-
-fn nothing_is_left(lab: &Lab) -> Result<()> {
-    let left = lab.leftovers();
-    ensure!(left.is_empty(), "{left}");
-    Ok(())
-}
-
 #[tokio::test]
 async fn a_desktop_shows_the_announced_certificate_and_its_end_leaves_nothing() -> Result<()> {
     let lab = Lab::new("micro end")?;
     let orchestrator = start(&lab, "").await?;
-    let held = create(&orchestrator).await?;
+    let held = Held::create(&orchestrator).await?;
     let early = orchestrator
         .client()
         .credentials(held.id, &held.secret)
@@ -177,7 +70,7 @@ async fn a_desktop_shows_the_announced_certificate_and_its_end_leaves_nothing() 
         late.is_err_and(|e| e.code() == Some(ProblemCode::Conflict)),
         "a password after the end"
     );
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]
@@ -185,15 +78,16 @@ async fn cancel_in_each_phase_leaves_nothing() -> Result<()> {
     let lab = Lab::new("micro cancel")?;
     let orchestrator = start(&lab, "").await?;
     for stage in StageName::CREATE {
-        let held = create(&orchestrator).await?;
-        reach(&orchestrator, &held, stage).await?;
+        let held = Held::create(&orchestrator).await?;
+        held.reach(&orchestrator, stage).await?;
         let ended = held.destroyed(&orchestrator).await?;
         assert_eq!(
             (ended.phase, ended.end_reason),
             (SessionPhase::Ended, Some(EndReason::Requested)),
             "{stage:?}"
         );
-        nothing_is_left(&lab).with_context(|| format!("cancelled in {stage:?}"))?;
+        lab.nothing_is_left()
+            .with_context(|| format!("cancelled in {stage:?}"))?;
     }
     Ok(())
 }
@@ -203,8 +97,8 @@ async fn an_orchestrator_killed_in_each_phase_converges_and_leaves_nothing() -> 
     let lab = Lab::new("micro kill")?;
     let mut orchestrator = start(&lab, "").await?;
     for stage in StageName::CREATE {
-        let held = create(&orchestrator).await?;
-        reach(&orchestrator, &held, stage).await?;
+        let held = Held::create(&orchestrator).await?;
+        held.reach(&orchestrator, stage).await?;
         orchestrator.crash().await?;
         orchestrator.start_again(&lab).await?;
         held.ready(&orchestrator)
@@ -217,7 +111,8 @@ async fn an_orchestrator_killed_in_each_phase_converges_and_leaves_nothing() -> 
         orchestrator.start_again(&lab).await?;
         let ended = held.ended(&orchestrator).await?;
         assert_eq!(ended.phase, SessionPhase::Ended, "{stage:?}");
-        nothing_is_left(&lab).with_context(|| format!("killed in {stage:?}"))?;
+        lab.nothing_is_left()
+            .with_context(|| format!("killed in {stage:?}"))?;
     }
     Ok(())
 }
@@ -226,7 +121,7 @@ async fn an_orchestrator_killed_in_each_phase_converges_and_leaves_nothing() -> 
 async fn a_restart_in_use_is_not_noticed_and_the_idle_rule_still_ends_it() -> Result<()> {
     let lab = Lab::new("micro restart")?;
     let mut orchestrator = start(&lab, "idle_s = 5").await?;
-    let held = create(&orchestrator).await?;
+    let held = Held::create(&orchestrator).await?;
     let before = held.ready(&orchestrator).await?;
     let mut caller = held.call(&orchestrator).await?;
     let connected = |s: &Session| s.phase == SessionPhase::Connected;
@@ -256,14 +151,17 @@ async fn a_restart_in_use_is_not_noticed_and_the_idle_rule_still_ends_it() -> Re
         (ended.phase, ended.end_reason),
         (SessionPhase::Ended, Some(EndReason::Idle))
     );
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]
 async fn two_people_at_once_share_nothing() -> Result<()> {
     let lab = Lab::new("micro two")?;
     let orchestrator = start(&lab, "").await?;
-    let (one, two) = (create(&orchestrator).await?, create(&orchestrator).await?);
+    let (one, two) = (
+        Held::create(&orchestrator).await?,
+        Held::create(&orchestrator).await?,
+    );
     let (first, second) = (
         one.ready(&orchestrator).await?,
         two.ready(&orchestrator).await?,
@@ -292,14 +190,14 @@ async fn two_people_at_once_share_nothing() -> Result<()> {
     assert_eq!(two.get(&orchestrator).await?.phase, SessionPhase::Ready);
     two.call(&orchestrator).await?;
     two.destroyed(&orchestrator).await?;
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]
 async fn a_kept_desktop_outlives_the_idle_rule_until_it_is_given_up() -> Result<()> {
     let lab = Lab::new("micro keep")?;
     let orchestrator = start(&lab, "idle_s = 3").await?;
-    let held = create(&orchestrator).await?;
+    let held = Held::create(&orchestrator).await?;
     held.ready(&orchestrator).await?;
     let caller = held.call(&orchestrator).await?;
     held.until(&orchestrator, "the connection is seen", END, |s| {
@@ -329,14 +227,14 @@ async fn a_kept_desktop_outlives_the_idle_rule_until_it_is_given_up() -> Result<
     keep(0).await?;
     let ended = held.ended(&orchestrator).await?;
     assert_eq!(ended.end_reason, Some(EndReason::Idle));
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]
 async fn a_launcher_that_vanishes_while_its_desktop_is_made_leaves_nothing() -> Result<()> {
     let lab = Lab::new("micro abandoned")?;
     let orchestrator = start(&lab, "lease_s = 2").await?;
-    let held = create(&orchestrator).await?;
+    let held = Held::create(&orchestrator).await?;
     let beat = Heartbeat {
         client: RdpClientState::NotStarted,
     };
@@ -349,7 +247,7 @@ async fn a_launcher_that_vanishes_while_its_desktop_is_made_leaves_nothing() -> 
         (ended.phase, ended.end_reason),
         (SessionPhase::Ended, Some(EndReason::Abandoned))
     );
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]
@@ -411,7 +309,7 @@ async fn the_prototypes_three_calls_still_work_and_a_caller_that_hangs_up_cancel
             .await?;
         assert!(gone.status().is_success(), "{}", gone.text().await?);
     }
-    nothing_is_left(&lab)
+    lab.nothing_is_left()
 }
 
 #[tokio::test]

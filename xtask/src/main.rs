@@ -35,6 +35,8 @@ enum Task {
     Image(guests::ImageArgs),
     /// Measure, over several runs: target/reports/bench.json
     Bench(suite::Arguments),
+    /// Every case and kill point on the real desktop, and a long chaos: target/reports/soak.json
+    Soak(suite::Arguments),
     /// Draw every icon anew from icons/mayfly.svg
     Icons,
     /// Both README commands in a bare Debian root: target/reports/bare.log
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(args) => suite::test(&house, &args),
         Task::Image(args) => guests::image_command(&house, &args),
         Task::Bench(args) => suite::bench(&house, &args),
+        Task::Soak(args) => suite::soak(&house, &args),
         Task::Icons => icons::generate(&house.root),
         Task::Bare(args) => bare::run(&house, &args),
     });

@@ -97,6 +97,12 @@ const NEEDS: &[Need] = &[
         "drives the windows (WebDriver)",
     ),
     need(Test, &["xdotool"], "keyboard and mouse"),
+    need(
+        Test,
+        &["iproute2"],
+        "networks of the tests' own, and cut connections",
+    ),
+    need(Test, &["procps"], "finds and kills what a test wants dead"),
     need(Test, &["fonts-dejavu-core"], "letters in the windows"),
     need(Test, &["mmdebstrap"], "fetches the micro guest's parts"),
     need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build"),

@@ -1,4 +1,4 @@
-//! `test` and `bench`: the stages, in order; the first that fails stops the run and is named.
+//! `test`, `bench` and `soak`: the stages, in order; the first that fails stops the run and is named.
 //!
 //! # Guarantees
 //! * Everything a stage starts has its temporary folder below one folder of this run, named in its environment
@@ -27,7 +27,7 @@ pub(crate) struct TestArgs {
     tests: Vec<String>,
 }
 
-/// Options of `cargo xtask bench`, which the program behind them reads.
+/// Options of `cargo xtask bench` and `soak`, which the programs behind them read.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Passed on
@@ -134,10 +134,7 @@ const STAGES: &[Stage] = &[
         what: "whole sessions on the real desktop, the demonstration among them",
         work: |suite| {
             suite.desktop()?;
-            // One at a time: two emulated desktops on two cores take more than twice as long.
-            suite.run_tests(&["--test-threads=1"], |test| {
-                test.package == LAB && test.name == REAL
-            })
+            suite.real_desktop()
         },
     },
     Stage {
@@ -205,17 +202,33 @@ pub(crate) fn test(house: &House, args: &TestArgs) -> Result<()> {
 
 /// Measures with everything it may use.
 pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
+    with_desktop(house, |suite| {
+        run::run(&mut suite.reporter("bench", &args.arguments)?)
+    })
+}
+
+/// Every case and kill point on the real desktop: first those of the test run's stage `desktop`, then those of the program
+/// `soak`.
+pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
+    with_desktop(house, |suite| {
+        suite.real_desktop()?;
+        let changed = run::output(house.command("git").args(["status", "--porcelain"]))?;
+        let mut commit = run::output(house.command("git").args(["rev-parse", "HEAD"]))?;
+        if !changed.is_empty() {
+            commit = format!("{} and uncommitted changes", commit.trim());
+        }
+        let mut command = suite.reporter("soak", &args.arguments)?;
+        run::run(command.args(["--commit", commit.trim()]))
+    })
+}
+
+/// Runs with the desktop image and everything installed, and leaves nothing.
+fn with_desktop(house: &House, work: impl FnOnce(&mut Suite<'_>) -> Result<()>) -> Result<()> {
     use Purpose::{Build, Image, Run, Test};
     packages::ensure(&[Build, Image, Run, Test])?;
     let mut suite = Suite::new(house, &[])?;
     suite.desktop()?;
-    let mut command = house.command(house.binary("bench"));
-    command
-        .arg("--reports")
-        .arg(house.reports()?)
-        .args(&args.arguments);
-    suite.environment(&mut command);
-    let outcome = run::run(&mut command);
+    let outcome = work(&mut suite);
     suite.leftovers().and(outcome)
 }
 
@@ -268,6 +281,24 @@ impl<'a> Suite<'a> {
                 .with_context(|| format!("{} {}", program.package, program.name))?;
         }
         Ok(())
+    }
+
+    fn real_desktop(&mut self) -> Result<()> {
+        // One at a time: two emulated desktops on two cores take more than twice as long.
+        self.run_tests(&["--test-threads=1"], |test| {
+            test.package == LAB && test.name == REAL
+        })
+    }
+
+    /// A program of the lab that writes a report.
+    fn reporter(&self, name: &str, arguments: &[String]) -> Result<std::process::Command> {
+        let mut command = self.house.command(self.house.binary(name));
+        command
+            .arg("--reports")
+            .arg(self.house.reports()?)
+            .args(arguments);
+        self.environment(&mut command);
+        Ok(command)
     }
 
     fn micro_guest(&mut self) -> Result<PathBuf> {

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use mayfly_api::{CreateSession, SessionId, SessionPhase};
 use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
-use secrecy::ExposeSecret;
+use mayfly_tests::machine;
+use mayfly_tests::sessions::Held;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.runs >= 5, "at least 5 runs make a median");
     let report = json!({
-        "machine": machine()?,
+        "machine": machine::facts()?,
         "runs": args.runs,
         "desktop": desktop(args.runs).await.context("the desktop")?,
         "accept": accept().await.context("accepting sessions")?,
@@ -44,46 +45,19 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn machine() -> Result<Value> {
-    let read =
-        |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split(':').nth(1))
-            .map(|value| value.trim().to_owned())
-    };
-    Ok(json!({
-        "processor": field(&read("/proc/cpuinfo")?, "model name"),
-        "processors": std::thread::available_parallelism()?.get(),
-        "memory": field(&read("/proc/meminfo")?, "MemTotal"),
-        "kernel": read("/proc/sys/kernel/osrelease")?.trim(),
-        "load_before": read("/proc/loadavg")?.split_whitespace().next(),
-        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
-    }))
-}
-
 /// A desktop from request to gone, `runs` times, one after the other.
 async fn desktop(runs: usize) -> Result<Value> {
     let lab = Lab::new("bench desktop")?;
     let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
     let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
     let desk = Desk::start(&lab).await?;
-    let client = orchestrator.client();
     let (mut ready, mut pixel, mut gone) = (Vec::new(), Vec::new(), Vec::new());
     let mut stages: std::collections::BTreeMap<String, Vec<f64>> =
         std::collections::BTreeMap::new();
-    for run in 0..runs {
+    for _ in 0..runs {
         let begin = Instant::now();
-        let created = client
-            .create(&CreateSession::default(), &SessionId::new().to_string())
-            .await?;
-        let id = created.session.id;
-        let session = until("the desktop is ready", BOUND, async || {
-            let session = client.get(id, &created.secret).await?;
-            ensure!(!session.phase.is_final(), "{session:?}");
-            Ok(session.phase.is_usable().then_some(session))
-        })
-        .await?;
+        let held = Held::create(&orchestrator).await?;
+        let session = held.ready(&orchestrator).await?;
         ready.push(ms(begin));
         for stage in &session.stages {
             let name = format!("{:?}", stage.name).to_lowercase();
@@ -95,27 +69,7 @@ async fn desktop(runs: usize) -> Result<Value> {
         }
 
         let begin = Instant::now();
-        let rdp = session.rdp.context("ready without an address")?;
-        let credentials = client.credentials(id, &created.secret).await?;
-        let fingerprint: Vec<String> = rdp
-            .certificate_sha256
-            .as_bytes()
-            .chunks(2)
-            .map(|hex| String::from_utf8_lossy(hex).into_owned())
-            .collect();
-        let mut command = lab.command("xfreerdp");
-        desk.environment(&mut command);
-        command.args([
-            format!("/v:{}", rdp.address),
-            format!("/u:{}", credentials.user),
-            "/d:".to_owned(),
-            format!("/cert:deny,fingerprint:sha256:{}", fingerprint.join(":")),
-            "/sec:tls".to_owned(),
-            "/from-stdin:force".to_owned(),
-        ]);
-        let password = format!("{}\n", credentials.password.expose_secret());
-        let mut viewer =
-            lab.start_with_input(&format!("xfreerdp-{run}"), command, password.as_bytes())?;
+        let mut viewer = held.view(&lab, &desk, &orchestrator).await?;
         until("the desktop is on the screen", BOUND, async || {
             viewer.must_run()?;
             Ok((desk.screen().picture()?.colours() > 200).then_some(()))
@@ -125,15 +79,10 @@ async fn desktop(runs: usize) -> Result<Value> {
         drop(viewer);
 
         let begin = Instant::now();
-        client.destroy(id, &created.secret).await?;
-        until("the desktop is gone", BOUND, async || {
-            let session = client.get(id, &created.secret).await?;
-            Ok((session.phase == SessionPhase::Ended).then_some(()))
-        })
-        .await?;
+        let ended = held.destroyed(&orchestrator).await?;
+        ensure!(ended.phase == SessionPhase::Ended, "{ended:?}");
         gone.push(ms(begin));
-        let left = lab.leftovers();
-        ensure!(left.is_empty(), "{left}");
+        lab.nothing_is_left()?;
     }
     let stages: std::collections::BTreeMap<_, _> = stages
         .into_iter()

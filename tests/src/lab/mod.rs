@@ -31,7 +31,7 @@ pub use tray::{MenuLine, Tray};
 pub use wait::until;
 pub use web::Web;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -165,6 +165,16 @@ impl Lab {
     #[must_use]
     pub fn leftovers(&self) -> Leftovers {
         Leftovers::count(self.dir(), &self.address_prefix(), &self.groups())
+    }
+
+    /// Fails if anything of a machine is there.
+    ///
+    /// # Errors
+    /// With what is left.
+    pub fn nothing_is_left(&self) -> Result<()> {
+        let left = self.leftovers();
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
     }
 
     /// Where logs and screenshots that should outlive the lab go: `$MAYFLY_REPORTS`, or `target/reports`.
