@@ -42,6 +42,8 @@ struct Suite<'a> {
     tally: Tally,
     /// Temporary folder of everything that this run starts.
     tmp: PathBuf,
+    /// Where the programs are that this run starts.
+    programs: PathBuf,
     built: Option<Vec<TestProgram>>,
     micro: Option<PathBuf>,
     desktop: Option<PathBuf>,
@@ -200,9 +202,12 @@ pub(crate) fn test(house: &House, args: &TestArgs) -> Result<()> {
     }
 }
 
-/// Measures with everything it may use.
+/// Measures, built as it is shipped, with everything it may use.
 pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
     with_desktop(house, |suite| {
+        let build = "build --workspace --bins --release --locked";
+        run::run(&mut house.cargo(build.split(' ')))?;
+        suite.programs = house.target.join("release");
         run::run(&mut suite.reporter("bench", &args.arguments)?)
     })
 }
@@ -242,6 +247,7 @@ impl<'a> Suite<'a> {
             tests,
             tally: Tally::default(),
             tmp,
+            programs: house.target.join("debug"),
             built: None,
             micro: None,
             desktop: None,
@@ -292,7 +298,7 @@ impl<'a> Suite<'a> {
 
     /// A program of the lab that writes a report.
     fn reporter(&self, name: &str, arguments: &[String]) -> Result<std::process::Command> {
-        let mut command = self.house.command(self.house.binary(name));
+        let mut command = self.house.command(self.programs.join(name));
         command
             .arg("--reports")
             .arg(self.house.reports()?)
@@ -321,7 +327,7 @@ impl<'a> Suite<'a> {
     fn environment(&self, command: &mut std::process::Command) {
         command
             .env("TMPDIR", &self.tmp)
-            .env("MAYFLY_PROGRAMS", self.house.target.join("debug"))
+            .env("MAYFLY_PROGRAMS", &self.programs)
             .env("MAYFLY_REPORTS", self.house.root.join("target/reports"));
         if let Some(folder) = &self.micro {
             command.env("MAYFLY_MICRO_GUEST", folder);
