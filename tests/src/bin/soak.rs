@@ -211,18 +211,19 @@ impl Chaos<'_> {
             0 => None,
             count => Some(self.random.usize(0..count)),
         };
-        let what = match (self.random.u8(0..10), one) {
-            (0..=3, _) if self.live.len() < 3 => {
+        // A desktop needs some seconds of peace to be made: kills are rarer than people.
+        let what = match (self.random.u8(0..20), one) {
+            (0..=4, _) if self.live.len() < 3 => {
                 let held = Held::create(&self.orchestrator).await?;
                 self.live.push((held, None));
                 "desktops asked for"
             }
-            (4..=5, Some(one)) => self.view(one).await?,
-            (6, Some(one)) if self.live[one].1.is_some() => {
+            (5..=9, Some(one)) => self.view(one).await?,
+            (10..=12, Some(one)) if self.live[one].1.is_some() => {
                 self.live[one].1.take().context("a viewer")?.crash().await?;
                 "RDP clients killed"
             }
-            (7, Some(one)) => {
+            (13, Some(one)) => {
                 let held = &self.live[one].0;
                 self.orchestrator
                     .client()
@@ -230,8 +231,8 @@ impl Chaos<'_> {
                     .await?;
                 "destroys"
             }
-            (8, Some(one)) => self.kill_machine(one).await?,
-            (9, _) => {
+            (14, Some(one)) => self.kill_machine(one).await?,
+            (15, _) => {
                 self.orchestrator.crash().await?;
                 self.orchestrator.start_again(self.lab).await?;
                 "orchestrators killed"
