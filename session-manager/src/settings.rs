@@ -208,6 +208,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_leaves_out_is_as_usual() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("settings.toml");
+        std::fs::write(&path, "[rdp]\nsound = true\n").unwrap();
+        let mut usual = Settings::default();
+        usual.rdp.sound = true;
+        assert!(usual.rdp.clipboard);
+        assert_eq!(load(&path).unwrap(), usual);
+    }
+
+    #[test]
     fn senseless_values_are_refused() {
         for (orchestrator, language) in [
             ("ftp://x", None),

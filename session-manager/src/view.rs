@@ -257,7 +257,7 @@ pub enum Countdown {
 }
 
 /// Options of the RDP client.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, TS)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(deny_unknown_fields, default)]
 pub struct RdpOptions {
     /// Path of the client; absent: the best one found.
@@ -278,10 +278,19 @@ impl Default for Settings {
             orchestrator: "http://127.0.0.1:5000".to_owned(),
             countdown: Countdown::default(),
             language: None,
-            rdp: RdpOptions {
-                clipboard: true,
-                ..RdpOptions::default()
-            },
+            rdp: RdpOptions::default(),
+        }
+    }
+}
+
+impl Default for RdpOptions {
+    fn default() -> Self {
+        Self {
+            client: None,
+            full_screen: false,
+            multi_monitor: false,
+            clipboard: true,
+            sound: false,
         }
     }
 }

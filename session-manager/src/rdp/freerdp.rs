@@ -157,7 +157,7 @@ pub(super) mod tests {
             "/sec:tls",
             "/from-stdin:force",
             "/t:desktop-000000a",
-            "-clipboard",
+            "+clipboard",
         ] {
             assert!(made.args.iter().any(|a| a == wanted), "{wanted}");
         }

@@ -93,11 +93,7 @@ mod tests {
 
     #[test]
     fn an_rdp_file_holds_settings_and_no_secret() {
-        let options = RdpOptions {
-            clipboard: true,
-            ..RdpOptions::default()
-        };
-        let plan = mstsc_plan(&endpoint(), &credentials(), &options);
+        let plan = mstsc_plan(&endpoint(), &credentials(), &RdpOptions::default());
         for line in [
             "full address:s:127.77.0.5:3389",
             "username:s:user",
