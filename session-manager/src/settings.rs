@@ -107,8 +107,12 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
         path: path.to_owned(),
         reason,
     };
-    let settings: Settings =
-        toml::from_str(&text).map_err(|e| refused(e.to_string().trim_end().to_owned()))?;
+    let settings: Settings = toml::from_str(&text).map_err(|e| {
+        // Its first line names the place; the drawing that follows needs a terminal's font.
+        let whole = e.to_string();
+        let place = whole.lines().next().unwrap_or_default();
+        refused(format!("{place}: {}", e.message()))
+    })?;
     check(&settings).map_err(|e| refused(e.to_string()))?;
     Ok(settings)
 }

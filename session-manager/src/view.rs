@@ -202,7 +202,7 @@ pub enum Screen {
         headline: Message,
         /// What to do.
         hint: Message,
-        /// The step that failed, with what came before.
+        /// The step that failed, with what came before; none if every step was done before it failed.
         stages: Vec<StageView>,
         /// For "Copy diagnostics": plain text without secrets.
         diagnostics: String,

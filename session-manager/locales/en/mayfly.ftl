@@ -141,8 +141,8 @@ error-provider = Desktops cannot be made now
 error-shutting-down = The orchestrator is stopping
 error-refused = The orchestrator refused
 error-refused-hint = It says: { $detail }
-error-prepare = The desktop could not be made: { $reason }
-error-prepare-hint = The orchestrator says: { $detail } Nothing is left of it.
+error-prepare = The desktop could not be made
+error-prepare-hint = Nothing is left of it. The orchestrator says: { $detail }
 error-no-client = No RDP client was found
 error-no-client-hint = Install FreeRDP (the package freerdp3-sdl, freerdp3-x11 or freerdp2-x11), or name your client in the settings.
 error-no-client-hint-macos = Install FreeRDP (brew install freerdp) or Microsoft’s Windows App, or name your client in the settings.
@@ -163,7 +163,7 @@ error-destroy-hint = The orchestrator keeps trying by its own rules. For the adm
 error-recover = A desktop from before may still be there
 error-recover-hint = The orchestrator at { $address } did not answer. Try again, or leave the desktop to the orchestrator, which destroys it by itself.
 error-settings = The settings file cannot be used
-error-settings-hint = { $reason } Until then, the usual settings are in force.
+error-settings-hint = Until it is corrected, the usual settings are in force. { $reason }
 
 ## Tray menu
 

@@ -141,8 +141,8 @@ error-provider = Aucun bureau ne peut être créé en ce moment
 error-shutting-down = L’orchestrateur est en train de s’arrêter
 error-refused = L’orchestrateur a refusé
 error-refused-hint = Il répond : { $detail }
-error-prepare = Le bureau n’a pas pu être créé : { $reason }
-error-prepare-hint = L’orchestrateur répond : { $detail } Il n’en reste rien.
+error-prepare = Le bureau n’a pas pu être créé
+error-prepare-hint = Il n’en reste rien. L’orchestrateur répond : { $detail }
 error-no-client = Aucun client RDP n’a été trouvé
 error-no-client-hint = Installez FreeRDP (paquet freerdp3-sdl, freerdp3-x11 ou freerdp2-x11), ou indiquez votre client dans les réglages.
 error-no-client-hint-macos = Installez FreeRDP (brew install freerdp) ou l’application Windows App de Microsoft, ou indiquez votre client dans les réglages.
@@ -163,7 +163,7 @@ error-destroy-hint = L’orchestrateur continue d’essayer selon ses propres r�
 error-recover = Un bureau précédent existe peut-être encore
 error-recover-hint = L’orchestrateur à l’adresse { $address } n’a pas répondu. Réessayez, ou laissez le bureau à l’orchestrateur, qui le détruit de lui-même.
 error-settings = Le fichier de réglages est inutilisable
-error-settings-hint = { $reason } D’ici là, les réglages habituels s’appliquent.
+error-settings-hint = Tant qu’il n’est pas corrigé, les réglages habituels s’appliquent. { $reason }
 
 ## Menu de la barre système
 

@@ -971,7 +971,7 @@ impl State {
         }
         match (why, &session.failure) {
             (Why::Orchestrator, Some(failure)) => {
-                let headline = Message::new("error-prepare").text("reason", &failure.problem.title);
+                let headline = Message::new("error-prepare");
                 let hint =
                     Message::new("error-prepare-hint").text("detail", &failure.problem.detail);
                 let details = format!("{:?}: {}", failure.stage, failure.problem);

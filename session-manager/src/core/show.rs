@@ -292,7 +292,11 @@ impl State {
         Screen::Error {
             headline: trouble.headline.clone(),
             hint: trouble.hint.clone(),
-            stages: session.map_or_else(Vec::new, |s| stages(s, wall, failed)),
+            // All of them done tell nothing of what failed later, and take the room of what to do.
+            stages: match (session, failed) {
+                (Some(session), Some(_)) => stages(session, wall, failed),
+                _ => Vec::new(),
+            },
             diagnostics: self.diagnostics(trouble),
             actions,
             // Nobody is sent by hand to a machine that is not the one announced.

@@ -438,6 +438,20 @@ fn a_desktop_that_could_not_be_made_keeps_the_step_that_failed() {
 }
 
 #[test]
+fn a_client_that_fails_shows_no_steps_of_the_desktop_that_was_made() {
+    let mut bench = Bench::open(Countdown::TenSeconds);
+    bench.ended(ClientEnd::Credentials);
+    let Screen::Error {
+        stages, address, ..
+    } = bench.screen()
+    else {
+        panic!("{:?}", bench.screen());
+    };
+    assert!(stages.is_empty());
+    assert!(address.is_some());
+}
+
+#[test]
 fn a_destruction_that_fails_is_repeated_and_then_shows_the_session_for_the_administrator() {
     let mut bench = Bench::open(Countdown::TenSeconds);
     let id = bench.id;

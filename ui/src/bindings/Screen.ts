@@ -80,7 +80,7 @@ headline: Message,
  */
 hint: Message, 
 /**
- * The step that failed, with what came before.
+ * The step that failed, with what came before; none if every step was done before it failed.
  */
 stages: Array<StageView>, 
 /**
