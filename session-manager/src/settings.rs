@@ -5,7 +5,7 @@
 //! * Saving is atomic: a crash leaves the old file or the new one. A file that could not be read is kept
 //!   beside the new one as `settings.toml.refused`.
 
-use crate::view::Settings;
+use crate::view::{Message, Settings};
 use mayfly_api::client::Client;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,17 @@ pub enum SettingsError {
         /// What is wrong, with the place.
         reason: String,
     },
-    /// A value makes no sense.
-    #[error("{0}")]
-    Invalid(String),
+    /// Not an orchestrator's address.
+    #[error("{reason}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A language without a catalogue.
+    #[error("language is {0:?}; it can be \"en\", \"fr\" or absent")]
+    Language(String),
     /// The file system said no.
     #[error("{path} cannot be {what}: {source}")]
     Io {
@@ -40,6 +48,19 @@ pub enum SettingsError {
     /// The launcher is leaving.
     #[error("the launcher has stopped")]
     Stopped,
+}
+
+impl SettingsError {
+    /// Words for the person who wants to save.
+    #[must_use]
+    pub fn words(&self) -> Message {
+        match self {
+            Self::Address { address, .. } => {
+                Message::new("settings-not-an-address").text("address", address)
+            }
+            other => Message::new("settings-not-saved").text("reason", other),
+        }
+    }
 }
 
 /// Where the launcher keeps its files.
@@ -120,13 +141,14 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
 /// Whether the values make sense.
 ///
 /// # Errors
-/// [`SettingsError::Invalid`] in words for the person.
+/// [`SettingsError::Address`], [`SettingsError::Language`].
 pub fn check(settings: &Settings) -> Result<(), SettingsError> {
-    Client::new(&settings.orchestrator).map_err(|e| SettingsError::Invalid(e.to_string()))?;
+    Client::new(&settings.orchestrator).map_err(|e| SettingsError::Address {
+        address: settings.orchestrator.clone(),
+        reason: e.to_string(),
+    })?;
     match settings.language.as_deref() {
-        Some(tag) if !LANGUAGES.contains(&tag) => Err(SettingsError::Invalid(format!(
-            "language is {tag:?}; it can be \"en\", \"fr\" or absent"
-        ))),
+        Some(tag) if !LANGUAGES.contains(&tag) => Err(SettingsError::Language(tag.to_owned())),
         _ => Ok(()),
     }
 }
@@ -134,15 +156,15 @@ pub fn check(settings: &Settings) -> Result<(), SettingsError> {
 /// Writes the settings.
 ///
 /// # Errors
-/// [`SettingsError::Invalid`], [`SettingsError::Io`]; the old file stays.
+/// As [`check`], or [`SettingsError::Io`]; the old file stays.
 pub fn save(path: &Path, settings: &Settings) -> Result<(), SettingsError> {
     check(settings)?;
-    let text = toml::to_string(settings).map_err(|e| SettingsError::Invalid(e.to_string()))?;
     let failed = |source| SettingsError::Io {
         path: path.to_owned(),
         what: "written",
         source,
     };
+    let text = toml::to_string(settings).map_err(|e| failed(std::io::Error::other(e)))?;
     if matches!(load(path), Err(SettingsError::Refused { .. })) {
         std::fs::rename(path, path.with_extension("toml.refused")).map_err(failed)?;
     }
@@ -193,6 +215,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_leaves_out_is_as_usual() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("settings.toml");
+        std::fs::write(&path, "[rdp]\nsound = true\n").unwrap();
+        let mut usual = Settings::default();
+        usual.rdp.sound = true;
+        assert!(usual.rdp.clipboard);
+        assert_eq!(load(&path).unwrap(), usual);
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line_and_the_file_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("settings.toml");
@@ -209,17 +242,6 @@ mod tests {
             std::fs::read_to_string(dir.path().join("settings.toml.refused")).unwrap(),
             text
         );
-    }
-
-    #[test]
-    fn what_a_file_leaves_out_is_as_usual() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("settings.toml");
-        std::fs::write(&path, "[rdp]\nsound = true\n").unwrap();
-        let mut usual = Settings::default();
-        usual.rdp.sound = true;
-        assert!(usual.rdp.clipboard);
-        assert_eq!(load(&path).unwrap(), usual);
     }
 
     #[test]

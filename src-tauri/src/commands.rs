@@ -7,7 +7,7 @@
 
 use mayfly_session_manager::{
     Handle, Page,
-    view::{Action, Settings, View},
+    view::{Action, Message, Settings, View},
 };
 use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
@@ -94,14 +94,14 @@ pub(crate) fn settings(handle: State<'_, Handle>) -> Settings {
 /// Checks and saves settings.
 ///
 /// # Errors
-/// In words, when they are refused.
+/// In words of the catalogue, when they are refused.
 #[tauri::command]
 pub(crate) async fn save_settings(
     settings: Settings,
     handle: State<'_, Handle>,
-) -> Result<(), String> {
+) -> Result<(), Message> {
     handle
         .save_settings(settings)
         .await
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.words())
 }

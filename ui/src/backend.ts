@@ -13,7 +13,7 @@ export interface Backend {
   /** Does what a button says. */
   act(action: Action): Promise<void>;
   settings(): Promise<Settings>;
-  /** Rejects with words for the person when the launcher refuses them. */
+  /** Rejects with a `Message` when the launcher refuses them. */
   saveSettings(settings: Settings): Promise<void>;
 }
 

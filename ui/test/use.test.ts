@@ -103,7 +103,7 @@ test('an error shows the step that failed, the address, and copies its diagnosti
 describe('settings', () => {
   test('are read, changed and saved as a whole', async () => {
     const { container, button, backend, settle } = await open(screens.home);
-    await fireEvent.click(button('open_settings')!);
+    await fireEvent.click(button('settings')!);
     await settle();
     await fireEvent.change(container.querySelector('[name=countdown]')!, { target: { value: 'never' } });
     await fireEvent.click(container.querySelector('[name=full_screen]')!);
@@ -120,12 +120,15 @@ describe('settings', () => {
 
   test('that are refused stay, with the reason', async () => {
     const { container, button, backend, settle } = await open(screens.home);
-    backend.saveSettings.mockRejectedValueOnce('the address is wrong');
-    await fireEvent.click(button('open_settings')!);
+    backend.saveSettings.mockRejectedValueOnce({ id: 'settings-not-an-address', args: { address: 'ftp://x' } });
+    await fireEvent.click(button('settings')!);
     await settle();
     await fireEvent.submit(container.querySelector('form')!);
     await settle();
-    expect(container.querySelector('[role=alert]')?.textContent).toBe('the address is wrong');
+    expect(container.querySelector('[role=alert]')?.textContent).toContain('“ftp://x” is not an orchestrator address');
+    const address = container.querySelector('[name=orchestrator]')!;
+    expect(address.getAttribute('aria-invalid')).toBe('true');
+    expect(document.activeElement).toBe(address);
     expect(container.querySelector('main')?.dataset.screen).toBe('settings');
   });
 

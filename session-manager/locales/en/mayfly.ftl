@@ -75,6 +75,8 @@ settings-rdp-clipboard = Share the clipboard
 settings-rdp-sound = Play sound here
 settings-back = Back
 settings-save = Save
+settings-not-an-address = “{ $address }” is not an orchestrator address such as http://127.0.0.1:5000.
+settings-not-saved = The settings cannot be saved: { $reason }
 
 ## On the way
 

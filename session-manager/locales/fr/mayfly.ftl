@@ -75,6 +75,8 @@ settings-rdp-clipboard = Partager le presse-papiers
 settings-rdp-sound = Jouer le son ici
 settings-back = Retour
 settings-save = Enregistrer
+settings-not-an-address = « { $address } » n’est pas une adresse d’orchestrateur telle que http://127.0.0.1:5000.
+settings-not-saved = Les réglages ne peuvent pas être enregistrés : { $reason }
 
 ## En chemin
 
