@@ -136,6 +136,11 @@ impl Desk {
         &self.bus
     }
 
+    /// A connection of its own to the session's bus, for whoever takes a name there.
+    pub(super) async fn connect(&self) -> zbus::Result<Connection> {
+        connect(&self.address).await
+    }
+
     /// Every notification so far, oldest first.
     #[must_use]
     pub fn notifications(&self) -> Vec<Notification> {

@@ -8,6 +8,7 @@
 //! * Two labs at once never meet: folder, loopback addresses (`127.N.`), ports, display and D-Bus session are their own.
 //! * Its logs outlive it, in `target/reports/logs/<name>`: those of the last run of that name.
 
+mod appearance;
 mod desk;
 mod guard;
 mod guest;
@@ -20,6 +21,7 @@ mod tray;
 mod wait;
 mod web;
 
+pub use appearance::{Appearance, Scheme};
 pub use desk::{Desk, Notification};
 pub use guest::{Guest, Output};
 pub use launcher::Launcher;

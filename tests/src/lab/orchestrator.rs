@@ -19,6 +19,8 @@ const STOP: Duration = Duration::from_secs(30);
 pub enum Provider {
     /// No machines: an actor that plays them.
     Simulated,
+    /// The same, with these keys of `[provider.simulated]`, such as `boot_ms = 4000`.
+    SimulatedWith(&'static str),
     /// Real machines from this image folder (see [`super::image_folder`]).
     Qemu(PathBuf),
 }
@@ -41,14 +43,15 @@ impl Orchestrator {
     pub async fn start(lab: &Lab, provider: &Provider, limits: &str) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", lab.port(0));
         let machines = lab.path("machines");
+        let simulated = |keys: &str| {
+            format!(
+                "[provider.simulated]\naddress_prefix = {:?}\n{keys}\n",
+                lab.address_prefix()
+            )
+        };
         let (kind, section) = match provider {
-            Provider::Simulated => (
-                "simulated",
-                format!(
-                    "[provider.simulated]\naddress_prefix = {:?}\n",
-                    lab.address_prefix()
-                ),
-            ),
+            Provider::Simulated => ("simulated", simulated("")),
+            Provider::SimulatedWith(keys) => ("simulated", simulated(keys)),
             Provider::Qemu(image) => (
                 "qemu",
                 format!(
