@@ -11,6 +11,8 @@ mod icons;
 mod packages;
 mod run;
 mod suite;
+mod terraform;
+mod tools;
 mod ui;
 
 use clap::{Parser, Subcommand};

@@ -19,14 +19,17 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Adds what a test runner's closing line says: cargo's `test result: ok. 3 passed; 0 failed; …`
-    /// or vitest's `Tests  1 failed | 12 passed (13)`. Any other line counts nothing.
+    /// Adds what a test runner's closing line says: cargo's `test result: ok. 3 passed; 0 failed; …`,
+    /// vitest's `Tests  1 failed | 12 passed (13)`, or Terraform's `Success! 4 passed, 0 failed.`. Any other line counts
+    /// nothing.
     pub(crate) fn read(&mut self, line: &str) {
         let line = plain(line);
         let line = line.trim();
         let Some(rest) = line
             .strip_prefix("test result:")
             .or_else(|| line.strip_prefix("Tests "))
+            .or_else(|| line.strip_prefix("Success! "))
+            .or_else(|| line.strip_prefix("Failure! "))
         else {
             return;
         };
@@ -183,12 +186,14 @@ mod tests {
                 "running 2 tests",
                 "test a ... ok",
                 "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.00s",
+                "Success! 5 passed, 0 failed.",
+                "Failure! 1 passed, 2 failed.",
                 "test result: \u{1b}[31mFAILED\u{1b}[0m. 4 passed; 1 failed; 0 ignored",
                 "\u{1b}[2m      Tests \u{1b}[22m \u{1b}[1m\u{1b}[31m3 failed\u{1b}[39m\u{1b}[22m | \u{1b}[32m12 passed\u{1b}[39m (15)",
             ]),
             Tally {
-                passed: 18,
-                failed: 4
+                passed: 24,
+                failed: 6
             }
         );
     }
@@ -199,7 +204,8 @@ mod tests {
             tally(&[
                 "Test Files  3 passed (3)",
                 "5 passed, 0 failed",
-                "logged: 7 passed"
+                "logged: 7 passed",
+                "Success! The configuration is valid.",
             ]),
             Tally::default()
         );

@@ -10,6 +10,7 @@ use crate::guests;
 use crate::house::House;
 use crate::packages::{self, Purpose};
 use crate::run::{self, Tally};
+use crate::terraform;
 use crate::ui;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -106,6 +107,11 @@ const STAGES: &[Stage] = &[
         name: "build",
         what: "every program and every test",
         work: |suite| suite.build().map(drop),
+    },
+    Stage {
+        name: "terraform",
+        what: "the modules, against the real provider",
+        work: |suite| terraform::check(suite.house, &suite.tmp, &mut suite.tally),
     },
     Stage {
         name: "micro-guest",

