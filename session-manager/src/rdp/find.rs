@@ -110,12 +110,14 @@ async fn examine(path: &Path) -> Result<Client, ClientTrouble> {
     {
         return microsoft(&path.to_string_lossy(), Flavour::Mstsc);
     }
-    let asked = tokio::process::Command::new(path)
+    let mut command = tokio::process::Command::new(path);
+    command
         .arg("--version")
         .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(PATIENCE, asked)
+        .kill_on_drop(true);
+    #[cfg(windows)]
+    command.creation_flags(super::windows::CREATE_NO_WINDOW);
+    let output = tokio::time::timeout(PATIENCE, command.output())
         .await
         .map_err(|_| unusable("it does not answer --version".to_owned()))?
         .map_err(|e| unusable(e.to_string()))?;

@@ -107,6 +107,7 @@ mod tests {
         assert!(!plan.file.contains("S3cret"));
         assert!(!format!("{plan:?}").contains("S3cret"));
         assert_eq!(plan.credential_target, "TERMSRV/127.77.0.5");
+        assert_eq!(plan.user, "user");
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod find;
 mod freerdp;
 mod microsoft;
 mod run;
+#[cfg(windows)]
+mod windows;
 
 pub use end::{ClientEnd, end_of_freerdp};
 pub use find::{Client, Flavour, find};

@@ -3,8 +3,10 @@
 //! # Guarantees
 //! * The client is in a process group of its own: it survives the launcher, and Ctrl-C in the launcher's terminal.
 //! * It writes to a file, not to a pipe that would break with the launcher.
-//! * [`Running::stop`] asks with SIGTERM and kills after two seconds.
+//! * [`Running::stop`] asks (SIGTERM; on Windows as the window's button would) and kills after two seconds.
 
+#[cfg(windows)]
+use super::windows::{self, CREATE_NEW_PROCESS_GROUP, CREATE_NO_WINDOW};
 use super::{Client, ClientEnd, ClientTrouble, Flavour, end_of_freerdp, freerdp, microsoft};
 use crate::view::RdpOptions;
 use mayfly_api::{Credentials, RdpEndpoint};
@@ -33,7 +35,7 @@ pub struct Running {
 struct Cleanup {
     file: Option<PathBuf>,
     #[cfg(windows)]
-    credential: Option<String>,
+    credential: Option<windows::Credential>,
 }
 
 impl Drop for Cleanup {
@@ -43,8 +45,10 @@ impl Drop for Cleanup {
             let _ = std::fs::remove_file(file);
         }
         #[cfg(windows)]
-        if let Some(target) = &self.credential {
-            let _ = windows::remove(target);
+        if let Some(credential) = &self.credential
+            && let Err(error) = credential.remove()
+        {
+            tracing::warn!(%error, "the desktop's password stays in the Credential Manager until log-off");
         }
     }
 }
@@ -88,10 +92,13 @@ pub async fn start(
             command.arg(rdp_file(&plan.file).map_err(failed)?);
             #[cfg(windows)]
             {
-                windows::store(&plan)
-                    .map_err(std::io::Error::other)
+                let credential = windows::Credential::of(&plan).map_err(failed)?;
+                // Before it is written: half of it must go as well.
+                cleanup
+                    .credential
+                    .insert(credential)
+                    .write(&plan)
                     .map_err(failed)?;
-                cleanup.credential = Some(plan.credential_target);
             }
         }
         Flavour::WindowsApp => {
@@ -110,6 +117,8 @@ pub async fn start(
         .stderr(output);
     #[cfg(unix)]
     command.process_group(0);
+    #[cfg(windows)]
+    command.creation_flags(CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW);
     let mut child = command.spawn().map_err(failed)?;
     if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
         // A client that ends at once does not read; its exit code says why.
@@ -195,8 +204,9 @@ impl Running {
     #[cfg(windows)]
     fn ask(&self) {
         if let Some(id) = self.child.id() {
-            let _ = std::process::Command::new("taskkill")
+            let _ = Command::new("taskkill")
                 .args(["/PID", &id.to_string()])
+                .creation_flags(CREATE_NO_WINDOW)
                 .spawn();
         }
     }
@@ -204,35 +214,5 @@ impl Running {
     #[cfg(windows)]
     async fn force(&mut self) {
         let _ = self.child.kill().await;
-    }
-}
-
-#[cfg(windows)]
-mod windows {
-    //! The Credential Manager entry that `mstsc` reads.
-    use super::microsoft::MstscPlan;
-    use keyring_core::Entry;
-    use secrecy::ExposeSecret;
-    use std::collections::HashMap;
-
-    fn entry(target: &str, user: &str) -> Result<Entry, String> {
-        // Sets the default store of the process.
-        keyring::Entry::store_status()
-            .as_ref()
-            .map_err(ToString::to_string)?;
-        let modifiers = HashMap::from([("target", target)]);
-        Entry::new_with_modifiers("mayfly", user, &modifiers).map_err(|e| e.to_string())
-    }
-
-    pub(super) fn store(plan: &MstscPlan) -> Result<(), String> {
-        entry(&plan.credential_target, &plan.user)?
-            .set_password(plan.password.expose_secret())
-            .map_err(|e| e.to_string())
-    }
-
-    pub(super) fn remove(target: &str) -> Result<(), String> {
-        entry(target, "mayfly")?
-            .delete_credential()
-            .map_err(|e| e.to_string())
     }
 }
