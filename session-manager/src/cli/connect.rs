@@ -299,7 +299,7 @@ async fn key(keys: &mut Option<Keys>) -> Option<char> {
 enum End {
     /// Ctrl-C: destroy and see it gone.
     Interrupt,
-    /// SIGTERM, SIGHUP: destroy and leave within the bound.
+    /// SIGTERM, SIGHUP, the console's window closed: destroy and leave within the bound.
     Leave,
 }
 
@@ -336,19 +336,29 @@ impl Ends {
     }
 }
 
-#[cfg(not(unix))]
-struct Ends;
+#[cfg(windows)]
+struct Ends {
+    interrupt: Option<tokio::signal::windows::CtrlC>,
+    close: Option<tokio::signal::windows::CtrlClose>,
+}
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Ends {
     fn new() -> Self {
-        Self
+        use tokio::signal::windows::{ctrl_c, ctrl_close};
+        Self {
+            interrupt: ctrl_c().ok(),
+            close: ctrl_close().ok(),
+        }
     }
 
     async fn next(&mut self) -> End {
-        match tokio::signal::ctrl_c().await {
-            Ok(()) => End::Interrupt,
-            Err(_) => std::future::pending().await,
+        let interrupt = async { self.interrupt.as_mut()?.recv().await };
+        let close = async { self.close.as_mut()?.recv().await };
+        tokio::select! {
+            Some(()) = interrupt => End::Interrupt,
+            Some(()) = close => End::Leave,
+            else => std::future::pending().await,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The person's terminal: single keys in, one line that changes or plain lines out.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use tokio::sync::mpsc;
 
 /// Keys as they are pressed. Gives the terminal back as it was when dropped.
@@ -19,8 +19,8 @@ impl Keys {
         }
         let (send, keys) = mpsc::unbounded_channel();
         std::thread::spawn(move || {
-            for byte in std::io::stdin().lock().bytes().map_while(Result::ok) {
-                if send.send(char::from(byte).to_ascii_lowercase()).is_err() {
+            while let Some(key) = key() {
+                if send.send(key.to_ascii_lowercase()).is_err() {
                     return;
                 }
             }
@@ -35,6 +35,21 @@ impl Keys {
     pub(crate) async fn next(&mut self) -> Option<char> {
         self.keys.recv().await
     }
+}
+
+/// Waits for a key; `None` when there will be no more.
+#[cfg(unix)]
+fn key() -> Option<char> {
+    use std::io::Read;
+    let mut byte = [0];
+    std::io::stdin().read_exact(&mut byte).ok()?;
+    Some(char::from(byte[0]))
+}
+
+/// Waits for a key; `None` when there will be no more. The console gives it without Enter and without echo.
+#[cfg(windows)]
+fn key() -> Option<char> {
+    console::Term::stderr().read_char().ok()
 }
 
 /// Keys without Enter and without echo; Ctrl-C stays a signal.
