@@ -58,7 +58,8 @@ fn main() -> ExitCode {
 fn run(options: &Options, places: Option<Places>) -> Result<Exit> {
     let places = places.context("no home folder: set MAYFLY_CONFIG_DIR and MAYFLY_DATA_DIR")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // Two may wait for the main thread (tray, window) while it waits for the manager, which needs a third.
+        .worker_threads(3)
         .enable_all()
         .build()?;
     tauri::async_runtime::set(runtime.handle().clone());
@@ -82,12 +83,24 @@ fn run(options: &Options, places: Option<Places>) -> Result<Exit> {
         RunEvent::ExitRequested {
             code: None, api, ..
         } => api.prevent_exit(),
+        // Windows and macOS tell the end of the person's session only so, and end the process after it.
+        RunEvent::Exit => {
+            handle.act(Action::Quit);
+            tauri::async_runtime::block_on(wait_exit(&handle));
+        }
         _ => {}
     });
-    let exit = runtime.block_on(async { tokio::time::timeout(QUIT_BOUND, left.wait_exit()).await });
+    let exit = runtime.block_on(wait_exit(&left));
     // What stands still now must not hold the process: Quit always ends.
     runtime.shutdown_background();
-    Ok(exit.unwrap_or(Exit::LeftBehind(None)))
+    Ok(exit)
+}
+
+/// How the manager ended, within the bound.
+async fn wait_exit(handle: &Handle) -> Exit {
+    tokio::time::timeout(QUIT_BOUND, handle.wait_exit())
+        .await
+        .unwrap_or(Exit::LeftBehind(None))
 }
 
 /// The application, or the reason why it cannot be.
@@ -114,6 +127,11 @@ fn build() -> Result<tauri::App> {
 
 /// Puts the item into the tray, and follows the manager.
 fn start(app: &AppHandle, handle: &Handle) {
+    // An icon in the Dock would open nothing.
+    #[cfg(target_os = "macos")]
+    if let Err(error) = app.set_activation_policy(tauri::ActivationPolicy::Accessory) {
+        tracing::warn!(%error, "the Dock shows an icon");
+    }
     match Tray::new(app, handle) {
         Ok(tray) => {
             app.manage(tray);

@@ -45,7 +45,7 @@ pub(crate) async fn quit_on_signals(handle: Handle) -> Result<()> {
     }
 }
 
-/// The same for a console.
+/// The same for a console, which a release has none of: there the window toolkit tells the end (`RunEvent::Exit`).
 #[cfg(windows)]
 pub(crate) async fn quit_on_signals(handle: Handle) -> Result<()> {
     loop {
