@@ -18,7 +18,8 @@ pub(crate) struct House {
     pub(crate) root: PathBuf,
     /// What outlives a clone: `images/`, `tools/`, `target/`.
     pub(crate) cache: PathBuf,
-    /// Cargo's build folder: `$CARGO_TARGET_DIR`, or `target/` in the cache.
+    /// Cargo's build folder: `$CARGO_TARGET_DIR`, or `target/` in the cache. That of another compiler lies in it
+    /// (`cross`), under the same lock and the same distrust.
     pub(crate) target: PathBuf,
     /// Held as long as this process lives.
     _lock: File,

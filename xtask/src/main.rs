@@ -4,6 +4,7 @@
 //! so that a machine with git, a C compiler and a Rust toolchain is enough.
 
 mod bare;
+mod cross;
 mod demo;
 mod guests;
 mod house;

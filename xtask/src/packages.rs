@@ -3,6 +3,7 @@
 //! # Guarantees
 //! * Nothing is installed when everything is there; otherwise what is missing is named with its reason first.
 //! * Only Debian's and Ubuntu's own archives are used, by `apt-get`, as root or through sudo.
+//! * Nothing is removed to make room: some packages exclude others, such as Debian's compilers each other.
 
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -26,12 +27,13 @@ pub(crate) enum Purpose {
     Cross,
 }
 
-struct Need {
+/// A package, or one of several, and why.
+pub(crate) struct Need {
     purpose: Purpose,
     /// Any one of these; the first that the archive has is installed.
     any_of: &'static [&'static str],
     reason: &'static str,
-    /// Absent from some releases; what is lost without it.
+    /// What is lost without it, where a release does not have it.
     without: Option<&'static str>,
 }
 
@@ -44,7 +46,19 @@ const fn need(purpose: Purpose, any_of: &'static [&'static str], reason: &'stati
     }
 }
 
+impl Need {
+    /// Some releases do not have it; what is lost without it.
+    const fn or(self, without: &'static str) -> Self {
+        Self {
+            without: Some(without),
+            ..self
+        }
+    }
+}
+
 use Purpose::{Build, Cross, Image, Run, Test};
+
+const NOT_CROSS: &str = "nothing is built or checked for other systems";
 
 const NEEDS: &[Need] = &[
     need(Build, &["gcc"], "compiles the C parts of Rust crates"),
@@ -79,12 +93,12 @@ const NEEDS: &[Need] = &[
     need(Run, &["qemu-system-x86"], "runs desktops"),
     need(Run, &["freerdp2-x11", "freerdp3-x11"], "the RDP client"),
     need(Run, &["libayatana-appindicator3-1"], "the tray icon"),
-    Need {
-        purpose: Run,
-        any_of: &["passt"],
-        reason: "the desktop's network, shut off from this machine",
-        without: Some("desktops have no internet"),
-    },
+    need(
+        Run,
+        &["passt"],
+        "the desktop's network, shut off from this machine",
+    )
+    .or("desktops have no internet"),
     need(Test, &["xvfb"], "a screen without a screen"),
     need(Test, &["dbus-daemon", "dbus"], "a private D-Bus session"),
     need(Test, &["xfce4-panel"], "a real panel to hold the tray icon"),
@@ -105,19 +119,24 @@ const NEEDS: &[Need] = &[
     need(Test, &["procps"], "finds and kills what a test wants dead"),
     need(Test, &["fonts-dejavu-core"], "letters in the windows"),
     need(Test, &["mmdebstrap"], "fetches the micro guest's parts"),
-    need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build"),
+    need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build").or(NOT_CROSS),
     need(
         Cross,
         &["rustc-web"],
         "a Rust compiler whose standard library can be rebuilt",
-    ),
-    need(Cross, &["cargo-web"], "the cargo of that compiler"),
+    )
+    .or(NOT_CROSS),
+    need(Cross, &["cargo-web"], "the cargo of that compiler").or(NOT_CROSS),
     need(
         Cross,
         &["rust-web-src"],
         "the source of the standard library",
-    ),
+    )
+    .or(NOT_CROSS),
 ];
+
+/// How packages are installed.
+const INSTALL: [&str; 4] = ["-q", "-y", "--no-install-recommends", "--no-remove"];
 
 /// Installs what is missing for these purposes.
 pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
@@ -134,14 +153,14 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
     }
     apt(&["update", "-q"])?;
     let mut install = BTreeSet::new();
-    missing.retain(|need| match available(need.any_of) {
+    missing.retain(|need| match available(need) {
         Some(package) => {
             install.insert(package);
             true
         }
         None if need.without.is_some() => {
             eprintln!(
-                "{} is not in this release's archive: {}.",
+                "{} cannot be had from this release's archive: {}.",
                 need.any_of[0],
                 need.without.unwrap_or_default()
             );
@@ -162,12 +181,14 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
         return Ok(());
     }
     eprintln!("Installing from this system's own archive:\n{reasons}");
-    let mut args = vec!["install", "-q", "-y", "--no-install-recommends"];
+    let mut args = vec!["install"];
+    args.extend(INSTALL);
     args.extend(install);
     apt(&args)
 }
 
-fn missing(purposes: &[Purpose]) -> Result<Vec<&'static Need>> {
+/// What is not installed.
+pub(crate) fn missing(purposes: &[Purpose]) -> Result<Vec<&'static Need>> {
     let installed = installed();
     Ok(NEEDS
         .iter()
@@ -194,12 +215,21 @@ fn installed() -> BTreeSet<String> {
         .collect()
 }
 
-/// The first of the packages that the archive offers.
-fn available(any_of: &[&'static str]) -> Option<&'static str> {
-    any_of
-        .iter()
-        .copied()
-        .find(|package| candidate(package).is_some())
+/// The first of its packages that the archive offers.
+fn available(need: &Need) -> Option<&'static str> {
+    need.any_of.iter().copied().find(|package| {
+        candidate(package).is_some() && (need.without.is_none() || finds_room(package))
+    })
+}
+
+/// Whether apt would install it without removing anything.
+fn finds_room(package: &str) -> bool {
+    Command::new("apt-get")
+        .args(["install", "--simulate"])
+        .args(INSTALL)
+        .arg(package)
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// The version that apt would install.
@@ -216,7 +246,8 @@ pub(crate) fn candidate(package: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn table(needs: &[&Need]) -> String {
+/// The needs and their reasons, a line each.
+pub(crate) fn table(needs: &[&Need]) -> String {
     needs.iter().fold(String::new(), |mut text, need| {
         let _ = writeln!(text, "  {:<28} {}", need.any_of.join(" or "), need.reason);
         text
@@ -248,4 +279,12 @@ fn apt(args: &[&str]) -> Result<()> {
         "apt-get failed, or needs an administrator. Run this, then come back:\n  sudo apt-get update && sudo apt-get {}",
         args.join(" ")
     );
+}
+
+/// Whether this is the release whose archive has everything named here.
+pub(crate) fn is_debian_12() -> bool {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    ["ID=debian", "VERSION_ID=\"12\""]
+        .iter()
+        .all(|wanted| release.lines().any(|line| line == *wanted))
 }

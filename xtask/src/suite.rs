@@ -6,6 +6,7 @@
 //!   file system, never from Mayfly's own records.
 //! * The last line is `N passed, N failed`, summed from what the test runners said.
 
+use crate::cross;
 use crate::guests;
 use crate::house::House;
 use crate::packages::{self, Purpose};
@@ -80,8 +81,8 @@ const STAGES: &[Stage] = &[
         name: "packages",
         what: "what the system must have",
         work: |_| {
-            use Purpose::{Build, Image, Run, Test};
-            packages::ensure(&[Build, Image, Run, Test])
+            use Purpose::{Build, Cross, Image, Run, Test};
+            packages::ensure(&[Build, Image, Run, Test, Cross])
         },
     },
     Stage {
@@ -107,6 +108,11 @@ const STAGES: &[Stage] = &[
         name: "build",
         what: "every program and every test",
         work: |suite| suite.build().map(drop),
+    },
+    Stage {
+        name: "cross",
+        what: "the launchers built for Windows and type-checked for macOS, without a warning",
+        work: |suite| cross::check(suite.house),
     },
     Stage {
         name: "terraform",
