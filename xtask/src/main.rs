@@ -3,6 +3,7 @@
 //! The two commands of the README are `demo` and `test`. Both install what is missing (and say what, and why),
 //! so that a machine with git, a C compiler and a Rust toolchain is enough.
 
+mod ansible;
 mod bare;
 mod cross;
 mod demo;

@@ -6,6 +6,7 @@
 //!   file system, never from Mayfly's own records.
 //! * The last line is `N passed, N failed`, summed from what the test runners said.
 
+use crate::ansible;
 use crate::cross;
 use crate::guests;
 use crate::house::House;
@@ -113,6 +114,11 @@ const STAGES: &[Stage] = &[
         name: "cross",
         what: "the launchers built for Windows and type-checked for macOS, without a warning",
         work: |suite| cross::check(suite.house),
+    },
+    Stage {
+        name: "ansible",
+        what: "roles and playbooks, by ansible-lint's profile for production",
+        work: |suite| ansible::lint(suite.house),
     },
     Stage {
         name: "terraform",
