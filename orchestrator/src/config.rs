@@ -13,6 +13,8 @@ use std::time::Duration;
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/mayfly/orchestrator.toml";
 const ENVIRONMENT: &str = "MAYFLY_";
+/// Thirty days: nobody keeps a desktop that long on purpose.
+const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
 const OVERRIDABLE: [&str; 4] = ["listen", "state_dir", "limits", "provider"];
 
@@ -20,20 +22,20 @@ const OVERRIDABLE: [&str; 4] = ["listen", "state_dir", "limits", "provider"];
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration file {path}: {source}")]
+    #[error("the configuration file {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Wrong TOML, an unknown key, a wrong type.
-    #[error("{origin}: {source}")]
+    #[error("{origin}: {cause}")]
     Parse {
         /// The file, or the file and the environment.
         origin: String,
         /// The cause, with line and key.
-        source: Box<toml::de::Error>,
+        cause: Box<toml::de::Error>,
     },
     /// A value out of range.
     #[error("{origin}: {key} = {value}: {allowed}")]
@@ -126,6 +128,9 @@ pub struct Template {
     /// Memory, in MiB.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u32,
+    /// In place of [`Limits::keep_max_s`], for desktops of this template.
+    #[serde(default)]
+    pub keep_max_s: Option<u32>,
 }
 
 fn default_cpus() -> u32 {
@@ -178,6 +183,7 @@ impl Default for Config {
                 provider: ProviderKind::Qemu,
                 cpus: default_cpus(),
                 memory_mib: default_memory_mib(),
+                keep_max_s: None,
             }],
             provider: Providers::default(),
         }
@@ -196,9 +202,9 @@ impl Config {
         };
         let text = match file {
             None => String::new(),
-            Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            Some(path) => std::fs::read_to_string(path).map_err(|cause| ConfigError::Read {
                 path: path.to_owned(),
-                source,
+                cause,
             })?,
         };
         let origin = file.map_or_else(
@@ -218,9 +224,9 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let parse = |origin: String| {
-            move |source| ConfigError::Parse {
+            move |cause| ConfigError::Parse {
                 origin,
-                source: Box::new(source),
+                cause: Box::new(cause),
             }
         };
         // The text alone first: only that error can show the line.
@@ -281,7 +287,7 @@ impl Config {
             ("limits.never_connected_s", l.never_connected_s, 1..=86_400),
             ("limits.lease_s", l.lease_s, 1..=86_400),
             ("limits.lifetime_s", l.lifetime_s, 1..=2_592_000),
-            ("limits.keep_max_s", l.keep_max_s, 0..=2_592_000),
+            ("limits.keep_max_s", l.keep_max_s, 0..=MOST_KEPT_S),
             ("limits.create_timeout_s", l.create_timeout_s, 1..=86_400),
             ("limits.silence_s", l.silence_s, 10..=86_400),
             ("limits.concurrent_creates", l.concurrent_creates, 1..=1_000),
@@ -318,8 +324,24 @@ impl Config {
                     "128 to 1048576 is allowed",
                 );
             }
+            if t.keep_max_s.is_some_and(|s| s > MOST_KEPT_S) {
+                let value = t.keep_max_s.unwrap_or_default().to_string();
+                let allowed = format!("0 to {MOST_KEPT_S} is allowed");
+                return wrong("template.keep_max_s", value, &allowed);
+            }
         }
         Ok(())
+    }
+
+    /// The limits of a template's desktops.
+    #[must_use]
+    pub fn limits_of(&self, template: &str) -> Limits {
+        let mut limits = self.limits.clone();
+        let own = self
+            .find_template(Some(template))
+            .and_then(|t| t.keep_max_s);
+        limits.keep_max_s = own.unwrap_or(limits.keep_max_s);
+        limits
     }
 
     /// The template of that name, or the first.
@@ -387,6 +409,16 @@ mod tests {
         let config = read("").unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:5000");
         assert_eq!(config.limits.idle_s, 60);
+    }
+
+    #[test]
+    fn a_template_can_cap_how_long_its_desktops_are_kept() {
+        let text = "[[template]]\nname = \"exam\"\nprovider = \"simulated\"\nkeep_max_s = 5\n\
+                    [[template]]\nname = \"lab\"\nprovider = \"simulated\"\n";
+        let config = read(text).unwrap();
+        assert_eq!(config.limits_of("exam").keep_max_s, 5);
+        assert_eq!(config.limits_of("lab").keep_max_s, config.limits.keep_max_s);
+        assert!(read(&text.replace("= 5", "= 9000000")).is_err());
     }
 
     #[test]

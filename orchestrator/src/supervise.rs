@@ -4,8 +4,8 @@
 //! * The record is on disk before the child starts; a record that cannot be written means no child.
 //! * The child has a process group of its own, its output goes to a file of bounded size, and nothing of this
 //!   depends on the orchestrator: it may be killed at any moment without stopping the child or losing a line.
-//! * The deadline is held here: one SIGINT to the child's group, patience, then SIGKILL. It counts time in which
-//!   the host slept.
+//! * The deadline is held here: one SIGINT to the child's group, patience, then SIGKILL. Like the control plane's clock it
+//!   does not count time in which the host slept: nobody wakes a machine to see their desktop die.
 //! * Once the child has ended, for whatever reason, the rest of its group is killed, and then the exit record is
 //!   written and flushed to the disk.
 //! * A reader ([`Supervised`]) never trusts a bare pid; see [`crate::process`].
@@ -375,7 +375,7 @@ fn interrupt(group: Pid, patience_s: u64) -> anyhow::Result<Deadline> {
     Deadline::after(Duration::from_secs(patience_s))
 }
 
-/// A moment on the clock that also counts while the host sleeps (`CLOCK_BOOTTIME`, clock_gettime(2)).
+/// A moment on the clock that stands still while the host sleeps (`CLOCK_MONOTONIC`, clock_gettime(2)).
 struct Deadline(Duration);
 
 impl Deadline {
@@ -384,14 +384,14 @@ impl Deadline {
     }
 
     fn now() -> nix::Result<Duration> {
-        clock_gettime(ClockId::CLOCK_BOOTTIME).map(Into::into)
+        clock_gettime(ClockId::CLOCK_MONOTONIC).map(Into::into)
     }
 
     fn is_over(&self) -> nix::Result<bool> {
         Ok(Self::now()? >= self.0)
     }
 
-    /// How long poll(2) may wait: it does not count time asleep, so not for longer than a minute.
+    /// How long poll(2) may wait.
     fn wait(&self) -> anyhow::Result<PollTimeout> {
         let left = self.0.saturating_sub(Self::now()?);
         let bounded = left.clamp(Duration::from_millis(20), Duration::from_secs(60));

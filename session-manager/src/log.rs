@@ -7,6 +7,7 @@
 //! * A folder that cannot be written costs the file, never the launcher.
 
 use crate::settings::Places;
+use std::io::IsTerminal;
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -43,6 +44,7 @@ pub fn start(places: Option<&Places>, on_terminal: &str) {
             .with_filter(filter("info"))
     });
     let terminal = fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_filter(filter(on_terminal));
     tracing_subscriber::registry()

@@ -18,7 +18,7 @@ use crate::view::{RdpOptions, Settings};
 use futures_util::StreamExt;
 use jiff::{Timestamp, ZonedDateTime};
 use mayfly_api::client::Client;
-use mayfly_api::{CreateSession, Heartbeat, Keep, Session, SessionId};
+use mayfly_api::{CreateSession, Created, Heartbeat, Keep, Session, SessionId};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -300,7 +300,15 @@ impl Manager {
                     Ok(client) => client.create(&request, &key).await,
                     Err(error) => Err(error),
                 };
-                Event::Created(attempt, created.map(Box::new).map_err(ApiTrouble::from))
+                let made = created.map(|Created { session, secret }| {
+                    let access = Access {
+                        orchestrator,
+                        id: session.id,
+                        secret,
+                    };
+                    Box::new((access, session))
+                });
+                Event::Created(attempt, made.map_err(ApiTrouble::from))
             }),
             Effect::Follow(access) => {
                 self.unfollow();
@@ -350,8 +358,12 @@ impl Manager {
                 });
             }
             Effect::Destroy(access) => {
-                self.call(access, Call::Destroy, |c, a| async move {
+                let call = self.call(access, Call::Destroy, |c, a| async move {
                     c.destroy(a.id, &a.secret).await
+                });
+                // Whoever quits at once has still asked for it.
+                self.last_tasks.spawn(async move {
+                    let _ = call.await;
                 });
             }
 
@@ -392,11 +404,15 @@ impl Manager {
 
     /// Runs a question in a task of its own; its answer comes back as an event.
     fn ask(&self, question: impl Future<Output = Event> + Send + 'static) {
+        drop(self.asking(question));
+    }
+
+    fn asking(&self, question: impl Future<Output = Event> + Send + 'static) -> JoinHandle<()> {
         let events = self.world.events.clone();
         tokio::spawn(async move {
             // Nobody listens any more: the manager has ended.
             let _ = events.send(question.await);
-        });
+        })
     }
 
     fn call<F>(
@@ -404,17 +420,18 @@ impl Manager {
         access: Access,
         call: Call,
         run: impl FnOnce(Client, Access) -> F + Send + 'static,
-    ) where
+    ) -> JoinHandle<()>
+    where
         F: Future<Output = Result<Session, mayfly_api::client::ClientError>> + Send,
     {
         let id = access.id;
-        self.ask(async move {
+        self.asking(async move {
             let answer = match Client::new(&access.orchestrator) {
                 Ok(client) => run(client, access).await,
                 Err(error) => Err(error),
             };
             Event::Answer(id, call, answer.map(Box::new).map_err(ApiTrouble::from))
-        });
+        })
     }
 
     fn remember(&mut self, access: Access, world: World) {

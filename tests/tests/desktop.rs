@@ -83,25 +83,9 @@ fn desktops_on_screen(desk: &Desk) -> Result<Vec<DesktopName>> {
         .collect())
 }
 
-/// RDP clients that this lab's launcher started, told by their environment.
+/// RDP clients that this lab's launcher started.
 fn clients(lab: &Lab) -> Result<Vec<u32>> {
-    let folder = lab.dir().to_string_lossy().into_owned();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        if name.contains("freerdp") && String::from_utf8_lossy(&environment).contains(&folder) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+    lab.running("freerdp")
 }
 
 async fn start(lab: &Lab, limits: &str) -> Result<Orchestrator> {
@@ -173,6 +157,13 @@ async fn a_person_keeps_their_work_through_a_restart_and_a_cut_and_meets_no_impo
     let web = launcher.web(&lab).await?;
     let used = InUse::wait(&lab, &desk, &orchestrator).await?;
 
+    let told = |title: &str| {
+        desk.notifications()
+            .iter()
+            .any(|note| note.summary == title)
+    };
+    ensure!(told("Your desktop is ready"), "{:?}", desk.notifications());
+
     // A program of theirs that has a file open.
     let screen = desk.screen();
     let still = Duration::from_secs(3);
@@ -210,7 +201,11 @@ async fn a_person_keeps_their_work_through_a_restart_and_a_cut_and_meets_no_impo
     let address = connection.split_whitespace().last();
     let address = address.context("no address")?.to_owned();
     until("the client gives up", BOOT, async || {
-        let cut = Command::new("ss").args(["-K", "dst", &address]).output()?;
+        let root = nix::unistd::geteuid().is_root();
+        let cut = Command::new(if root { "ss" } else { "sudo" })
+            .args(if root { &[][..] } else { &["-n", "ss"] })
+            .args(["-K", "dst", &address])
+            .output()?;
         ensure!(
             cut.status.success(),
             "ss: {}",
@@ -221,6 +216,8 @@ async fn a_person_keeps_their_work_through_a_restart_and_a_cut_and_meets_no_impo
     .await?;
     web.enter_window().await?;
     web.shows("The connection was lost", SOON).await?;
+    let lost = "The connection was lost; your desktop is still there";
+    ensure!(told(lost), "{:?}", desk.notifications());
     web.act("reconnect").await?;
     let again = InUse::wait(&lab, &desk, &orchestrator).await?;
     assert_eq!(again.name, used.name);
@@ -261,19 +258,45 @@ async fn a_person_keeps_their_work_through_a_restart_and_a_cut_and_meets_no_impo
 }
 
 #[tokio::test]
-async fn a_killed_launcher_ends_nothing_and_the_idle_rule_ends_the_desktop() -> Result<()> {
+async fn a_killed_launcher_ends_nothing_the_next_finds_the_desktop_and_the_idle_rule_ends_it()
+-> Result<()> {
     let lab = Lab::new("desktop launcher killed")?;
     let orchestrator = start(&lab, "idle_s = 10").await?;
     let desk = Desk::start(&lab).await?;
+    // A French keyboard, which the RDP client tells the desktop of.
+    let mut keyboard = lab.command("setxkbmap");
+    desk.environment(&mut keyboard);
+    ensure!(keyboard.arg("fr").status()?.success(), "setxkbmap failed");
     let mut launcher = Launcher::start(&lab, &desk, orchestrator.url())?;
     launcher.tray(&desk).await?.click("New desktop").await?;
     let used = InUse::wait(&lab, &desk, &orchestrator).await?;
     let connection = used.connection()?;
+    let layout =
+        "DISPLAY=:10 XAUTHORITY=$(echo /home/*/.Xauthority) setxkbmap -query | grep layout";
+    let layout = used.guest.shell(layout, SOON).await?;
+    ensure!(
+        layout.trim().ends_with(" fr"),
+        "the keyboard in the desktop: {layout}"
+    );
 
     launcher.crash().await?;
     // Still theirs, without a launcher: the guest answers and the connection is the same.
     used.guest.shell("pgrep -x Xorg", SOON).await?;
     assert_eq!(used.connection()?, connection);
+
+    // The next launcher has the session's secret from the keyring, and shows what is there.
+    let mut next = Launcher::start(&lab, &desk, orchestrator.url())?;
+    let tray = next.tray(&desk).await?;
+    until("the next launcher shows the desktop", SOON, async || {
+        let menu = tray.menu().await?;
+        Ok(menu
+            .iter()
+            .any(|line| line.label == "Reconnect")
+            .then_some(()))
+    })
+    .await?;
+    assert_eq!(clients(&lab)?, [used.client]);
+    next.crash().await?;
 
     desk.screen().close(used.window)?;
     until("the client ends", SOON, async || {

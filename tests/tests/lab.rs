@@ -23,9 +23,12 @@ async fn a_click_in_the_tray_opens_a_window_whose_buttons_work_and_quit_leaves_n
         .collect();
     assert!(labels.contains(&"New desktop".to_owned()), "{labels:?}");
 
+    let web_processes = || lab.running("WebKit").unwrap().len();
+    assert_eq!(web_processes(), 0, "before a window opens");
     tray.click("Open Mayfly").await.unwrap();
     let web = launcher.web(&lab).await.unwrap();
     web.screen("home", WINDOW).await.unwrap();
+    assert!(web_processes() > 0, "they are looked for by the right name");
     let before = desk.screen().picture().unwrap();
     assert!(before.colours() > 1, "the window is on the screen");
 

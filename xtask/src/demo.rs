@@ -63,9 +63,13 @@ fn with_screen(house: &House, image: &std::path::Path) -> Result<()> {
             .context("starting mayfly-orchestrator")?,
     );
     let patience = Instant::now() + Duration::from_secs(60);
-    while !healthy() {
+    loop {
+        // First: another orchestrator may answer there, and ours has ended because of it.
         if let Some(status) = orchestrator.0.try_wait()? {
             bail!("the orchestrator did not start: {status}; its reason stands above");
+        }
+        if healthy() {
+            break;
         }
         if Instant::now() > patience {
             bail!("the orchestrator does not answer at http://{ORCHESTRATOR}/healthz");
@@ -83,6 +87,14 @@ fn with_screen(house: &House, image: &std::path::Path) -> Result<()> {
             .context("starting mayfly-launcher")?,
     );
     let status = launcher.0.wait()?;
+    // The tray app leaves when the end is promised; the orchestrator stays until it has come.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while sessions().is_some_and(|count| count > 0) {
+        if Instant::now() > patience {
+            bail!("a desktop is still there; `cargo xtask demo` takes it up again");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
     if !status.success() {
         bail!("the tray app ended: {status}");
     }
@@ -91,18 +103,33 @@ fn with_screen(house: &House, image: &std::path::Path) -> Result<()> {
 
 /// Whether the orchestrator answers `GET /healthz` with 200.
 fn healthy() -> bool {
+    ask("/healthz").is_some()
+}
+
+/// How many sessions live at the orchestrator.
+fn sessions() -> Option<u64> {
+    let answer: serde_json::Value = serde_json::from_str(&ask("/api/sessions")?).ok()?;
+    answer["count"].as_u64()
+}
+
+/// The body of the orchestrator's answer with 200.
+fn ask(path: &str) -> Option<String> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&ORCHESTRATOR, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        // HTTP/1.0: the answer is not sent in chunks.
         write!(
             stream,
-            "GET /healthz HTTP/1.1\r\nHost: {ORCHESTRATOR}\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.0\r\nHost: {ORCHESTRATOR}\r\n\r\n"
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    let answer = ask().ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?;
+    (status == "200").then(|| body.to_owned())
 }
 
 /// A child that is asked to end when the demonstration does.

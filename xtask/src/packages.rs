@@ -116,6 +116,7 @@ const NEEDS: &[Need] = &[
         &["iproute2"],
         "networks of the tests' own, and cut connections",
     ),
+    need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),
     need(Test, &["fonts-dejavu-core"], "letters in the windows"),

@@ -292,7 +292,11 @@ impl<'a> Suite<'a> {
     fn run_tests(&mut self, options: &[&str], chosen: fn(&TestProgram) -> bool) -> Result<()> {
         let programs = self.build()?;
         self.micro_guest()?;
-        for program in programs.iter().filter(|program| chosen(program)) {
+        let chosen: Vec<_> = programs.iter().filter(|program| chosen(program)).collect();
+        if chosen.is_empty() {
+            bail!("no test program is of this stage");
+        }
+        for program in chosen {
             println!("\n─ {} {}", program.package, program.name);
             let mut command = self.house.command(&program.executable);
             command

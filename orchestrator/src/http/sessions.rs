@@ -218,13 +218,14 @@ pub(super) async fn keep(
         return Err(Refused::new(ProblemCode::InvalidRequest, detail));
     }
     let now = control.shared.clock.now();
-    let limits = &control.shared.config.limits;
-    let done = control
-        .shared
-        .update(id, |record| match record.keep(keep.seconds, limits, now) {
+    let config = &control.shared.config;
+    let done = control.shared.update(id, |record| {
+        let limits = config.limits_of(&record.wish.template);
+        match record.keep(keep.seconds, &limits, now) {
             Ok(()) => Change::Told,
             Err(NotNow) => Change::Nothing,
-        });
+        }
+    });
     let (record, change) = done.await?.ok_or_else(not_found)?;
     if change == Change::Nothing {
         return Err(conflict(&record, "there is no desktop to hold"));

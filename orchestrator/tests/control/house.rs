@@ -183,6 +183,7 @@ async fn start(
             provider: ProviderKind::Simulated,
             cpus: 2,
             memory_mib: 1024,
+            keep_max_s: None,
         }],
         ..Config::default()
     };

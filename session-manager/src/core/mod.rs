@@ -19,9 +19,7 @@ use crate::handle::{Exit, Page};
 use crate::rdp::{ClientEnd, ClientTrouble};
 use crate::view::{Action, Countdown, Message, RdpOptions, Settings};
 use jiff::{Timestamp, ZonedDateTime};
-use mayfly_api::{
-    Created, Credentials, RdpClientState, RdpEndpoint, Session, SessionId, SessionPhase,
-};
+use mayfly_api::{Credentials, RdpClientState, RdpEndpoint, Session, SessionId, SessionPhase};
 use secrecy::SecretString;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -101,7 +99,7 @@ pub enum Event {
     /// Whether there is an RDP client, and which.
     ClientFound(u64, Result<String, ClientTrouble>),
     /// Answer to [`Effect::Create`].
-    Created(u64, Result<Box<Created>, ApiTrouble>),
+    Created(u64, Result<Box<(Access, Session)>, ApiTrouble>),
     /// The session changed.
     Session(Box<Session>),
     /// The stream of changes broke; it heals itself if the trouble is retryable.
@@ -493,11 +491,7 @@ pub fn step(mut state: State, at: Moment, event: Event) -> (State, Vec<Effect>) 
         state.on_time(&mut effects);
     } else if let Event::Created(_, Ok(created)) = event {
         // Nobody wants it any more.
-        effects.push(Effect::Destroy(Access {
-            orchestrator: state.settings.orchestrator.clone(),
-            id: created.session.id,
-            secret: created.secret,
-        }));
+        effects.push(Effect::Destroy(created.0));
     }
     (state, effects)
 }
@@ -758,36 +752,27 @@ impl State {
     fn on_created(
         &mut self,
         attempt: u64,
-        answer: Result<Box<Created>, ApiTrouble>,
+        answer: Result<Box<(Access, Session)>, ApiTrouble>,
         fx: &mut Effects,
     ) {
         let creating = match &self.phase {
             Phase::Creating(c) if attempt == self.attempt => c.clone(),
             _ => {
                 if let Ok(created) = answer {
-                    fx.push(Effect::Destroy(Access {
-                        orchestrator: self.settings.orchestrator.clone(),
-                        id: created.session.id,
-                        secret: created.secret,
-                    }));
+                    fx.push(Effect::Destroy(created.0));
                 }
                 return;
             }
         };
         match answer {
             Ok(created) => {
-                let access = Access {
-                    orchestrator: self.settings.orchestrator.clone(),
-                    id: created.session.id,
-                    secret: created.secret,
-                };
+                let (access, session) = *created;
                 self.note(format!("session {}", access.id));
                 fx.push(Effect::Remember(access.clone()));
                 fx.push(Effect::Follow(access.clone()));
-                let session = created.session.clone();
                 self.phase = Phase::Live(Box::new(Live::new(
                     access,
-                    created.session,
+                    session.clone(),
                     creating.since,
                     self.now.since_start,
                 )));
@@ -901,9 +886,18 @@ impl State {
         let connected = phase == SessionPhase::Connected;
         match &live.doing {
             Doing::Waiting => self.open(Opening::First, fx),
-            Doing::Open if connected && !live.run_connected => {
-                live.run_connected = true;
-                fx.push(Effect::Window(None));
+            Doing::Open if connected => {
+                // The RDP connection holds the desktop from here on.
+                live.release(fx);
+                if !live.run_connected {
+                    live.run_connected = true;
+                    fx.push(Effect::Window(None));
+                }
+            }
+            // The client tries again by itself.
+            Doing::Open if live.run_connected => {
+                live.foreign_connection_possible = true;
+                live.hold_from(now);
             }
             Doing::ByHand if phase == SessionPhase::Disconnected => {
                 live.doing = Doing::Held(Held::Disconnected);
@@ -933,7 +927,7 @@ impl State {
         let Some(live) = self.live() else { return };
         if let Doing::Ending(ending) = &mut live.doing {
             ending.acknowledged = Acknowledged::Yes;
-        } else {
+        } else if !matches!(&live.doing, Doing::Trouble(t) if t.kind == TroubleKind::Destroy) {
             live.doing = Doing::Ending(Ending {
                 since: now,
                 why: Why::Orchestrator,
@@ -1116,8 +1110,13 @@ impl State {
     // ---- the RDP client ----
 
     fn open(&mut self, opening: Opening, fx: &mut Effects) {
+        let now = self.now.since_start;
         if let Some(live) = self.live() {
             live.doing = Doing::Opening(opening);
+            if opening == Opening::Again {
+                // A login can take longer than the orchestrator's idle rule allows.
+                live.hold_from(now);
+            }
             fx.push(Effect::FetchCredentials(live.access.clone()));
         }
     }
@@ -1189,7 +1188,6 @@ impl State {
                 live.client = RdpClientState::Running;
                 live.next_beat = now;
                 live.fraction = 1.0;
-                live.release(fx);
                 if opening == Opening::First {
                     fx.push(Effect::Notify {
                         title: Message::new("notify-ready"),
@@ -1219,7 +1217,8 @@ impl State {
         if !matches!(live.doing, Doing::Open | Doing::Opening(_)) {
             return;
         }
-        let connected = live.run_connected;
+        // Of a client that took over a connection quickly enough, no change was told.
+        let connected = live.run_connected || live.session.phase == SessionPhase::Connected;
         match end {
             ClientEnd::Closed => self.count_down(Message::new("reason-closed"), fx),
             ClientEnd::LoggedOff => self.count_down(Message::new("reason-logged-off"), fx),
@@ -1450,7 +1449,7 @@ impl Live {
         }
     }
 
-    /// Gives up the hold: the RDP connection holds the desktop from here on.
+    /// Gives up the hold.
     fn release(&mut self, fx: &mut Effects) {
         if std::mem::replace(&mut self.hold, Hold::No) != Hold::No {
             fx.push(Effect::Keep(self.access.clone(), 0));

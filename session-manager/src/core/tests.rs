@@ -73,6 +73,14 @@ struct Bench {
     id: SessionId,
 }
 
+fn access(id: SessionId) -> Access {
+    Access {
+        orchestrator: Settings::default().orchestrator,
+        id,
+        secret: "secret".into(),
+    }
+}
+
 impl Bench {
     fn new(countdown: Countdown) -> Self {
         let (state, out) = State::start(Start {
@@ -124,10 +132,7 @@ impl Bench {
 
     fn created(&mut self) -> &mut Self {
         let attempt = self.state().attempt;
-        let created = Created {
-            session: session(self.id, SessionPhase::Queued),
-            secret: "secret".into(),
-        };
+        let created = (access(self.id), session(self.id, SessionPhase::Queued));
         self.on(Event::Created(attempt, Ok(Box::new(created))))
     }
 
@@ -286,13 +291,49 @@ fn a_lost_connection_is_not_a_closed_client() {
         assert!(bench.did(|e| matches!(e, Effect::FetchCredentials(_))));
         let id = bench.id;
         bench.on(Event::Credentials(id, Ok(credentials())));
+        assert!(!bench.did(|e| matches!(e, Effect::Keep(_, 0))));
         bench.on(Event::ClientStarted(2, Ok(())));
+        assert!(!bench.did(|e| matches!(e, Effect::Keep(_, 0))));
+        bench.phase(SessionPhase::Connected);
         assert!(
             bench.did(|e| matches!(e, Effect::Keep(_, 0))),
             "the hold is given up"
         );
         assert_eq!(bench.headline(), "in-use");
     }
+}
+
+#[test]
+fn a_client_that_took_a_connection_over_unseen_lost_it_all_the_same() {
+    let mut bench = Bench::open(Countdown::TenSeconds);
+    bench.ended(ClientEnd::Lost).act(Action::Reconnect);
+    let id = bench.id;
+    bench.on(Event::Credentials(id, Ok(credentials())));
+    bench.on(Event::ClientStarted(2, Ok(())));
+    bench.ended(ClientEnd::Lost);
+    assert_eq!(bench.headline(), "held-lost");
+}
+
+#[test]
+fn a_client_that_tries_again_by_itself_is_held() {
+    let mut bench = Bench::open(Countdown::TenSeconds);
+    bench.phase(SessionPhase::Disconnected);
+    assert!(bench.did(|e| matches!(e, Effect::Keep(_, 120))));
+    bench.phase(SessionPhase::Connected);
+    assert!(bench.did(|e| matches!(e, Effect::Keep(_, 0))));
+}
+
+#[test]
+fn a_session_belongs_to_the_orchestrator_that_made_it_whatever_the_settings_say_meanwhile() {
+    let mut bench = Bench::requested(Countdown::TenSeconds);
+    let other = Settings {
+        orchestrator: "http://127.0.0.1:5999".into(),
+        ..Settings::default()
+    };
+    bench.on(Event::Settings(other));
+    bench.created();
+    let made_at = Settings::default().orchestrator;
+    assert!(bench.did(|e| matches!(e, Effect::Follow(a) if a.orchestrator == made_at)));
 }
 
 #[test]
@@ -572,11 +613,7 @@ fn after_a_crash_a_desktop_that_lives_is_offered_again() {
             launcher: "next".into(),
         });
         let id = SessionId::new();
-        let access = Access {
-            orchestrator: "http://127.0.0.1:5000".into(),
-            id,
-            secret: "secret".into(),
-        };
+        let access = access(id);
         let mut bench = Bench {
             state: Some(state),
             now: Duration::ZERO,
@@ -891,10 +928,7 @@ impl Outside {
                 }
                 let id = self.by_key[&key];
                 self.known.entry(id).or_insert(false);
-                let created = Created {
-                    session: session(id, SessionPhase::Queued),
-                    secret: "secret".into(),
-                };
+                let created = (access(id), session(id, SessionPhase::Queued));
                 Event::Created(attempt, Ok(Box::new(created)))
             }
             Effect::FetchCredentials(access) => {

@@ -56,9 +56,11 @@ impl ClientTrouble {
                     "error-no-client-hint"
                 }),
             ),
-            Self::Unusable { path, .. } | Self::NotStarted { path, .. } => (
+            Self::Unusable { path, reason } | Self::NotStarted { path, reason } => (
                 Message::new("error-client-start"),
-                Message::new("error-client-start-hint").text("client", path),
+                Message::new("error-client-start-hint")
+                    .text("client", path)
+                    .text("reason", reason),
             ),
         }
     }

@@ -33,14 +33,14 @@ pub struct Running {
 /// What a client leaves that must go with it.
 #[derive(Debug, Default)]
 struct Cleanup {
-    file: Option<PathBuf>,
+    files: Vec<PathBuf>,
     #[cfg(windows)]
     credential: Option<windows::Credential>,
 }
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
+        for file in &self.files {
             // Holds no secret; a leftover is only untidy.
             let _ = std::fs::remove_file(file);
         }
@@ -53,7 +53,7 @@ impl Drop for Cleanup {
     }
 }
 
-/// Starts `client`. Its words go to `rdp-client.log` in `folder`.
+/// Starts `client`. Its words go to a file in `folder` that is removed with [`Running`].
 ///
 /// # Errors
 /// [`ClientTrouble::NotStarted`] with the operating system's reason.
@@ -70,15 +70,17 @@ pub async fn start(
         reason: e.to_string(),
     };
     let mut cleanup = Cleanup::default();
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    // One for each desktop: a person may have two launchers.
+    let log = folder.join(format!("rdp-client-{title}.log"));
+    let output = std::fs::File::create(&log).map_err(failed)?;
+    cleanup.files.push(log.clone());
     let mut rdp_file = |text: &str| {
         let path = folder.join(format!("{title}.rdp"));
         crate::settings::write_atomically(&path, text.as_bytes())?;
-        cleanup.file = Some(path.clone());
+        cleanup.files.push(path.clone());
         std::io::Result::Ok(path)
     };
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let log = folder.join("rdp-client.log");
-    let output = std::fs::File::create(&log).map_err(failed)?;
     let mut command = Command::new(&client.path);
     let mut stdin = None;
     match client.flavour {

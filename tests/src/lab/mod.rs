@@ -169,6 +169,26 @@ impl Lab {
         Leftovers::count(self.dir(), &self.address_prefix(), &self.groups())
     }
 
+    /// Processes of this lab, told by their environment, whose name has this in it.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn running(&self, part: &str) -> Result<Vec<u32>> {
+        let folder = self.dir().to_string_lossy().into_owned();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if name.contains(part)
+                && String::from_utf8_lossy(&environment).contains(&folder)
+                && let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok())
+            {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+
     /// Fails if anything of a machine is there.
     ///
     /// # Errors

@@ -45,8 +45,10 @@ const GATEWAY_MAC: &str = "02:4d:61:79:66:01";
 const MAX_FRAME: usize = 65_535;
 /// How many reads from passt may wait for the machine.
 const QUEUE: usize = 256;
-/// How often passt is started again.
+/// How often passt is started again …
 const RESTARTS: u32 = 5;
+/// … after this long, twice this long, and so on: what stops it may pass.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// The host's addresses are read again when this old.
 const ADDRESSES_AGE: Duration = Duration::from_secs(2);
 
@@ -87,6 +89,14 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
         .with_context(|| format!("{} cannot be started", program.to_string_lossy()))?;
     let machine_process = Process::of(i32::try_from(machine.id())?);
 
+    let stop = move |why: &str| {
+        eprintln!("the machine has lost its network and is stopped: {why}");
+        if let Some(machine) = machine_process {
+            // QEMU 7.2 forgets a SIGTERM that comes just after its start.
+            machine.signal(Signal::KILL).ok();
+        }
+    };
+
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::spawn({
         let from_machine = to_machine.try_clone()?;
@@ -94,7 +104,10 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
         move || {
             let to_passt = ToPasst(Arc::clone(&passt));
             let result = outward(from_machine, to_passt, &mut HostAddresses::default());
-            ended.store(result.is_ok(), Ordering::SeqCst);
+            ended.store(true, Ordering::SeqCst);
+            if let Err(error) = result {
+                stop(&error.to_string());
+            }
             Passt::lock(&passt).socket.shutdown(Shutdown::Both).ok();
         }
     });
@@ -102,16 +115,17 @@ pub fn run(command: &UplinkCommand) -> anyhow::Result<()> {
         let (command, passt) = (command.clone(), Arc::clone(&passt));
         move || {
             let result = hold(&command, &passt, from_passt, &delivery(to_machine), &ended);
-            if let (Err(error), Some(machine)) = (result, machine_process) {
-                eprintln!("the machine has lost its network and is stopped: {error:#}");
-                // QEMU 7.2 forgets a SIGTERM that comes just after its start.
-                machine.signal(Signal::KILL).ok();
+            if let Err(error) = result {
+                stop(&format!("{error:#}"));
             }
         }
     });
     let status = machine.wait()?;
-    // It ends by itself when its socket closes; this is for one that does not.
-    Passt::lock(&passt).end();
+    // It ends by itself when its socket closes; this is for one that does not. One that takes nothing any more keeps the
+    // lock with its writer: then the supervisor kills it, with the rest of the group.
+    if let Ok(mut passt) = passt.try_lock() {
+        passt.end();
+    }
     std::process::exit(status.code().unwrap_or(1));
 }
 
@@ -189,6 +203,7 @@ fn hold(
             anyhow::bail!("passt has ended {restart} times, the last time by {how}");
         }
         eprintln!("passt has ended by {how} and is started again");
+        std::thread::sleep(RESTART_PAUSE * restart);
         *passt = Passt::start(command)?;
         from_passt = passt.socket.try_clone()?;
     }
