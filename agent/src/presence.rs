@@ -224,23 +224,27 @@ fn display_of(path: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    // Captured in a Debian 12 desktop (xrdp 0.9.21), cut down to what is about X and xrdp: before anybody connected, with a client
-    // logged in, and after that client was killed.
+    // Captured in desktops of Debian 12 (xrdp 0.9.21) and Debian 13 (xrdp 0.10.1), cut down to what is about X and xrdp: before
+    // anybody connected, with a client logged in, and after that client was killed.
     const IDLE: &str = include_str!("testdata/xrdp-0.9-idle");
-    const CONNECTED: &str = include_str!("testdata/xrdp-0.9-connected");
-    const DROPPED: &str = include_str!("testdata/xrdp-0.9-dropped");
+    const CONNECTED: [&str; 2] = [
+        include_str!("testdata/xrdp-0.9-connected"),
+        include_str!("testdata/xrdp-0.10-connected"),
+    ];
+    const DROPPED: [&str; 2] = [
+        include_str!("testdata/xrdp-0.9-dropped"),
+        include_str!("testdata/xrdp-0.10-dropped"),
+    ];
 
     #[test]
     fn a_logged_in_client_counts_once_and_until_it_is_gone() {
         assert_eq!(displays(IDLE), Displays::new());
-        assert_eq!(displays(CONNECTED), Displays::from([(10, 1)]));
-        assert_eq!(displays(DROPPED), Displays::from([(10, 0)]));
-    }
-
-    #[test]
-    fn the_per_user_folders_of_xrdp_0_10_count_too() {
-        let per_user = CONNECTED.replace("/run/xrdp/sockdir/", "/run/xrdp/sockdir/1000/");
-        assert_eq!(displays(&per_user), Displays::from([(10, 1)]));
+        for connected in CONNECTED {
+            assert_eq!(displays(connected), Displays::from([(10, 1)]));
+        }
+        for dropped in DROPPED {
+            assert_eq!(displays(dropped), Displays::from([(10, 0)]));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,10 +110,17 @@ pub(super) async fn build(options: &BuildOptions, output: &Path) -> anyhow::Resu
         make_image(options, &agent, &key, work.path(), &base, &image, &mut run).await
     };
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = steps => result?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was kept of this build"),
-        _ = terminate.recv() => bail!("told to stop; nothing was kept of this build"),
+    let stopped = tokio::select! {
+        result = steps => {
+            result?;
+            None
+        }
+        _ = tokio::signal::ctrl_c() => Some("interrupted"),
+        _ = terminate.recv() => Some("told to stop"),
+    };
+    if let Some(why) = stopped {
+        remove_work(work.path()).await.context(why)?;
+        bail!("{why}; nothing was kept of this build");
     }
     run.progress.finish();
     Ok(image)
@@ -130,13 +138,15 @@ async fn make_base(
     let playbook = work.join("ansible");
     write_role(role, &playbook)?;
     run.progress.begin(SYSTEM);
-    let mut mmdebstrap = Command::new("mmdebstrap");
+    let mut mmdebstrap = Command::new("unshare");
     mmdebstrap
-        .args(["--mode=root", "--variant=minbase", "--format=directory"])
+        .args(OF_ITS_OWN)
+        .args(["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"])
         .arg(format!("--components={}", options.suite.components()))
         .arg(format!("--keyring={}", options.suite.keyring().0))
         .args([
-            "--include=ca-certificates,python3,python3-apt",
+            // In Debian apt comes with the variant; in Ubuntu its priority is too low for that.
+            "--include=apt,ca-certificates,python3,python3-apt",
             "--aptopt=APT::Install-Recommends \"false\"",
             "--aptopt=Acquire::Retries \"2\"",
             "--aptopt=Acquire::http::Timeout \"30\"",
@@ -356,14 +366,16 @@ fn take_newest(boot: &Path, prefix: &str, to: &Path) -> anyhow::Result<()> {
             .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
     });
     let from = found.with_context(|| format!("the role installed no {prefix}* in /boot"))?;
-    fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))?;
-    // Who runs desktops need not be who built the image.
-    fs::set_permissions(to, fs::Permissions::from_mode(0o644))?;
-    Ok(())
+    fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))
 }
 
 /// Gives a finished folder its name. One with that name that is already there goes first (`--force`).
 fn publish(from: &Path, to: &Path) -> anyhow::Result<()> {
+    // Who runs desktops need not be who built the image, whatever the builder's umask.
+    for file in files_below(from)? {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o644))?;
+    }
+    fs::set_permissions(from, fs::Permissions::from_mode(0o755))?;
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("cannot replace {}", to.display()))?;
     }
@@ -371,6 +383,26 @@ fn publish(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 const WORK_PREFIX: &str = "building-";
+
+/// mmdebstrap mounts /proc and the like into the root folder, and apt gives dpkg a session of its own. With these flags of
+/// `unshare`, mounts and processes go when the tool is killed.
+const OF_ITS_OWN: [&str; 4] = ["--mount", "--pid", "--fork", "--kill-child"];
+
+/// Removes the folder of a build whose tools were killed a moment ago: they may not have ended yet.
+async fn remove_work(folder: &Path) -> anyhow::Result<()> {
+    let mut tries = 50;
+    loop {
+        match fs::remove_dir_all(folder) {
+            Err(error) if tries == 0 => {
+                return Err(error)
+                    .with_context(|| format!("{} could not be removed", folder.display()));
+            }
+            Err(_) => tries -= 1,
+            Ok(()) => return Ok(()),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
 
 /// One build at a time in a folder.
 async fn lock(output: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
@@ -463,8 +495,7 @@ impl Run {
     }
 }
 
-/// A tool's process group; killed when it is dropped. mmdebstrap works in a mount namespace of its own, so that its mounts
-/// go with it.
+/// A tool's process group; killed when it is dropped.
 struct Group(Option<u32>);
 
 impl Drop for Group {
@@ -480,7 +511,6 @@ impl Drop for Group {
 mod tests {
     use super::*;
     use clap::Parser;
-    use std::time::Duration;
 
     #[derive(Parser)]
     struct Command {
@@ -573,36 +603,92 @@ mod tests {
         assert!(log.contains("first"), "{log}");
     }
 
-    #[tokio::test]
-    async fn an_interrupted_build_takes_its_tools_and_their_children_along() {
+    /// Interrupts a tool as soon as `sleep <seconds>`, which it starts, runs; fails if that goes on.
+    async fn interrupt(tool: super::Command, seconds: &str) {
+        // A zombie has no command line.
+        let asleep = || {
+            let line = format!("sleep\0{seconds}\0");
+            let processes = fs::read_dir("/proc").unwrap().flatten();
+            processes
+                .map(|process| fs::read(process.path().join("cmdline")).unwrap_or_default())
+                .any(|found| found == line.as_bytes())
+        };
+        let pause = || tokio::time::sleep(Duration::from_millis(20));
         let folder = tempfile::tempdir().unwrap();
         let mut run = run_in(folder.path());
-        let pid_file = folder.path().join("pid");
-        let mut tool = super::Command::new("sh");
-        tool.args(["-c", "sleep 1000 & echo $! >\"$0\"; wait"])
-            .arg(&pid_file);
-        let child = tokio::select! {
-            _ = run.tool(tool, |_, _| {}) => panic!("it should still run"),
-            pid = async {
-                loop {
-                    match fs::read_to_string(&pid_file).unwrap_or_default().trim().parse::<i32>() {
-                        Ok(pid) => break pid,
-                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    }
+        tokio::select! {
+            result = run.tool(tool, |_, _| {}) => panic!("it should still run: {result:?}"),
+            () = async {
+                while !asleep() {
+                    pause().await;
                 }
-            } => pid,
-        };
-        let gone = || {
-            let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
-        };
+            } => {}
+        }
         for _ in 0..500 {
-            if gone() {
+            if !asleep() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            pause().await;
         }
         panic!("the tool's child still runs");
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_build_takes_its_tools_and_their_children_along() {
+        let seconds = format!("1000.{}", std::process::id());
+        let mut tool = super::Command::new("sh");
+        tool.args(["-c", "sleep \"$0\" & wait", &seconds]);
+        interrupt(tool, &seconds).await;
+    }
+
+    #[tokio::test]
+    async fn and_what_has_a_session_of_its_own() {
+        let as_root = |arguments: &[&str]| {
+            let mut tool = super::Command::new("unshare");
+            tool.arg("--map-root-user").args(OF_ITS_OWN).args(arguments);
+            tool
+        };
+        if !as_root(&["true"]).status().await.unwrap().success() {
+            eprintln!("this machine allows no user namespaces: not tested");
+            return;
+        }
+        let seconds = format!("2000.{}", std::process::id());
+        let tool = as_root(&["sh", "-c", "setsid sleep \"$0\" & wait", &seconds]);
+        interrupt(tool, &seconds).await;
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_still_written_to_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("building-abc");
+        fs::create_dir(&work).unwrap();
+        let writer = std::thread::spawn({
+            let work = work.clone();
+            move || {
+                let mut number = 0;
+                while number < 2000 && fs::write(work.join(number.to_string()), "").is_ok() {
+                    number += 1;
+                }
+            }
+        });
+        remove_work(&work).await.unwrap();
+        writer.join().unwrap();
+        assert!(!work.exists());
+    }
+
+    #[test]
+    fn what_is_published_can_be_read_by_those_who_run_desktops() {
+        let folder = tempfile::tempdir().unwrap();
+        let (level, image) = (folder.path().join("level"), folder.path().join("image"));
+        fs::create_dir(&level).unwrap();
+        fs::write(level.join("disk.qcow2"), "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // As with umask 077.
+        fs::set_permissions(level.join("disk.qcow2"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(&level, fs::Permissions::from_mode(0o700)).unwrap();
+        publish(&level, &image).unwrap();
+        assert_eq!(mode(&image), 0o755);
+        assert_eq!(mode(&image.join("disk.qcow2")), 0o644);
     }
 
     #[test]

@@ -98,16 +98,16 @@ impl Suite {
         }
     }
 
-    /// Signs the archive: the file, and the package that brings it.
+    /// Signs the archive: the file, and how to get it.
     fn keyring(self) -> (&'static str, &'static str) {
         match self {
             Self::Bookworm | Self::Trixie => (
                 "/usr/share/keyrings/debian-archive-keyring.gpg",
-                "debian-archive-keyring",
+                "apt install debian-archive-keyring",
             ),
             Self::Jammy | Self::Noble => (
                 "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-                "ubuntu-keyring",
+                "apt install ubuntu-keyring (Debian 12 has no such package; the one of Debian 13 fits)",
             ),
         }
     }

@@ -61,11 +61,12 @@ pub(super) fn whole_build(options: &BuildOptions) -> anyhow::Result<()> {
         ("ansible-playbook", "ansible"),
         ("ansible-doc", "ansible"),
         ("mke2fs", "e2fsprogs"),
+        ("unshare", "util-linux"),
     ])?;
-    let (keyring, package) = options.suite.keyring();
+    let (keyring, how) = options.suite.keyring();
     ensure!(
         Path::new(keyring).exists(),
-        "{keyring} is missing: packages of {} could not be verified. Install with: apt install {package}",
+        "{keyring} is missing: packages of {} could not be verified. Install with: {how}",
         options.suite.codename()
     );
     // ansible-core alone lacks the connection by chroot.
