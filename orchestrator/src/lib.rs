@@ -11,6 +11,7 @@ pub mod desktop;
 pub mod doctor;
 pub mod http;
 pub mod image;
+mod pinned;
 pub mod process;
 pub mod provider;
 pub mod rdp_probe;
