@@ -14,6 +14,7 @@ pub mod image;
 mod pinned;
 pub mod process;
 pub mod provider;
+pub mod pve;
 pub mod rdp_probe;
 pub mod secret;
 pub mod serve;
