@@ -17,7 +17,7 @@ pub enum Effect {
 /// What to do after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// Nothing was done. The same call may be sent again after a pause.
+    /// Nothing was done, or doing it twice is as good as once. The same call may be sent again after a pause.
     Again,
     /// It may have been done. Look at what there is before anything is sent again.
     Look,

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 fn patience() -> Patience {
     Patience::of(&Clock::default(), Duration::from_secs(30))
@@ -547,8 +547,8 @@ async fn what_a_network_does_is_bounded_and_told_apart() {
     assert_eq!(error.retry(), Retry::Again);
 }
 
-/// A server that takes requests and ends the connection instead of an answer; it tells what it took.
-async fn a_server_that_breaks_off() -> (Client, Arc<Mutex<Vec<String>>>) {
+/// A server that says `answer` to every request and ends the connection; it tells what it took.
+async fn a_server_that_says(answer: &'static str) -> (Client, Arc<Mutex<Vec<String>>>) {
     let folder = tempfile::tempdir().unwrap();
     let [certificate, key] = certificates(folder.path());
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -582,6 +582,9 @@ async fn a_server_that_breaks_off() -> (Client, Arc<Mutex<Vec<String>>>) {
                 .unwrap()
                 .is_some_and(|line| !line.is_empty())
             {}
+            let mut stream = lines.into_inner();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
         }
     });
     (client, taken)
@@ -589,7 +592,7 @@ async fn a_server_that_breaks_off() -> (Client, Arc<Mutex<Vec<String>>>) {
 
 #[tokio::test]
 async fn what_changes_something_is_sent_once_and_what_reads_once_more() {
-    let (client, taken) = a_server_that_breaks_off().await;
+    let (client, taken) = a_server_that_says("").await;
     let took = || std::mem::take(&mut *taken.lock().unwrap());
     let error = client.send(&call::stop(&guest(100))).await.unwrap_err();
     assert_eq!(error.retry(), Retry::Look, "{error}");
@@ -600,6 +603,26 @@ async fn what_changes_something_is_sent_once_and_what_reads_once_more() {
     let error = client.send(&call::version()).await.unwrap_err();
     assert_eq!(error.retry(), Retry::Again, "{error}");
     assert_eq!(took(), ["GET /api2/json/version HTTP/1.1"; 2]);
+}
+
+/// fakepve says everything in the body as well; Proxmox VE often has nothing there.
+#[tokio::test]
+async fn the_reason_phrase_alone_says_why_without_what_is_secret() {
+    let (client, _) = a_server_that_says(
+        "HTTP/1.1 500 can't lock file '/x' - got timeout (c2VjcmV0)\r\ncontent-length: 13\r\n\r\n{\"data\":null}",
+    )
+    .await;
+    let write = call::agent_write(&guest(100), "/f", &SecretString::from("secret")).unwrap();
+    let error = client.send(&write).await.unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.ends_with("500 can't lock file '/x' - got timeout (…)"),
+        "{said}"
+    );
+    assert_eq!(
+        (error.cause(), error.retry()),
+        (Cause::Locked, Retry::Again)
+    );
 }
 
 #[tokio::test]
