@@ -234,7 +234,7 @@ async fn an_orchestrator_that_dies_at_any_step_leaves_nothing() {
 async fn a_machine_that_is_killed_is_dead_with_its_last_words_until_it_is_destroyed() {
     let here = Here::new();
     let qemu = here.qemu();
-    for victim in ["-accel", " uplink ", "supervise", "/passt "] {
+    for victim in ["-accel", " uplink ", "supervise"] {
         qemu.create(&spec()).await.unwrap();
         let (pid, _) = processes(&here.state)
             .into_iter()
@@ -242,13 +242,7 @@ async fn a_machine_that_is_killed_is_dead_with_its_last_words_until_it_is_destro
             .filter(|(_, line)| line.contains(victim))
             .min_by_key(|(_, line)| line.len())
             .unwrap();
-        assert!(
-            Command::new("kill")
-                .args(["-KILL", &pid.to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
+        kill(pid);
         let begin = Instant::now();
         let reason = loop {
             match qemu.state(spec().name).await.unwrap() {
@@ -264,4 +258,40 @@ async fn a_machine_that_is_killed_is_dead_with_its_last_words_until_it_is_destro
         qemu.destroy(spec().name).await.unwrap();
         assert_eq!(here.leftovers(), Vec::<String>::new(), "{victim}");
     }
+}
+
+#[tokio::test]
+async fn a_passt_that_is_killed_is_replaced_a_few_times_before_the_machine_ends() {
+    let here = Here::new();
+    let qemu = here.qemu();
+    qemu.create(&spec()).await.unwrap();
+    let mut killed = Vec::new();
+    let begin = Instant::now();
+    loop {
+        match qemu.state(spec().name).await.unwrap() {
+            MachineState::Dead { .. } => break,
+            state => assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "{state:?} after {killed:?}"
+            ),
+        }
+        let passt = processes(&here.state)
+            .into_iter()
+            .find(|(pid, line)| line.contains("/passt --foreground") && !killed.contains(pid));
+        if let Some((pid, _)) = passt {
+            kill(pid);
+            killed.push(pid);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(killed.len(), 6, "the first and five more");
+    qemu.destroy(spec().name).await.unwrap();
+    assert_eq!(here.leftovers(), Vec::<String>::new());
+}
+
+fn kill(pid: u32) {
+    let killed = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    assert!(killed.unwrap().success(), "{pid} could not be killed");
 }

@@ -145,6 +145,8 @@ async fn a_lost_connection_keeps_the_desktop_and_reconnects() {
         .move_on(|s| s.phase = SessionPhase::Connected);
     world::until("the window hides", || windows.borrow().page.is_none()).await;
     desk.client.ends(131);
+    desk.orchestrator
+        .move_on(|s| s.phase = SessionPhase::Disconnected);
     let held = screen(&handle, "held", |s| {
         matches!(
             s,
@@ -160,7 +162,14 @@ async fn a_lost_connection_keeps_the_desktop_and_reconnects() {
     handle.act(Action::Reconnect);
     desk.client.runs().await;
     screen(&handle, "in use again", in_use).await;
+    assert_eq!(
+        desk.orchestrator.keeps(),
+        [120],
+        "until somebody is connected"
+    );
     world::until("the hold is given up", || {
+        desk.orchestrator
+            .move_on(|s| s.phase = SessionPhase::Connected);
         desk.orchestrator.keeps() == [120, 0]
     })
     .await;

@@ -4,6 +4,7 @@
 
 mod world;
 
+use mayfly_api::SessionPhase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::{Output, Stdio};
@@ -138,6 +139,8 @@ async fn keys_keep_and_destroy_and_the_terminal_is_given_back() {
     person.write_all(b"r").unwrap();
     desk.client.runs().await;
     world::until("the hold is given up", || {
+        desk.orchestrator
+            .move_on(|s| s.phase = SessionPhase::Connected);
         desk.orchestrator.keeps() == [120, 0]
     })
     .await;
