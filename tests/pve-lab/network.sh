@@ -1,0 +1,20 @@
+#!/bin/sh
+# The lab's network, in a network namespace of the caller's: a bridge with 10.85.0.1/24, and a DHCP server on it.
+#
+#   unshare --net --mount --pid --fork --kill-child --mount-proc sh network.sh BRIDGE FOLDER COMMAND…
+#
+# Then it becomes COMMAND, and the DHCP server ends with that. An ordinary user adds --user --map-root-user. FOLDER holds the leases.
+set -eu
+bridge=$1 folder=$2
+shift 2
+ip link set lo up
+ip link add "$bridge" type bridge
+ip address add 10.85.0.1/24 dev "$bridge"
+ip link set "$bridge" up
+# Nothing but DHCP, and at once: it neither asks whether an address is in use (3 s) nor gives up root, which is nobody here.
+# Leases are short, since every desktop comes with a new hardware address.
+setpriv --pdeathsig KILL dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --user=root --group=root --no-ping \
+    --interface="$bridge" --bind-interfaces --except-interface=lo --dhcp-authoritative --dhcp-range=10.85.0.10,10.85.0.250,5m \
+    --dhcp-option=option:dns-server,10.85.0.1 --dhcp-leasefile="$folder/leases" --pid-file="$folder/dnsmasq.pid" \
+    >"$folder/dnsmasq.log" 2>&1 &
+exec "$@"
