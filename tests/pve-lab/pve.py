@@ -313,27 +313,27 @@ class Lab(FakePve):
         return 'VM.Config.Cloudinit' if CLOUDINIT.fullmatch(key) else super()._config_priv(key)
 
     async def _apply_config(self, vm, user, p):
-        self._check_lock(vm)
-        settings, made = dict(p), []
-        try:
-            for key, value in p.items():
-                if DRIVE_KEY.match(key):
-                    storage = volume_ref(split_drive(value)[0])[0]
-                    async with self.turn(storage, vm.node) if storage else contextlib.nullcontext():
-                        settings[key], volumes = self._qm_new_drive(vm.vmid, key, value, None)
-                    made += volumes
-                elif re.fullmatch(r'net\d+', key):
-                    settings[key] = with_mac(value)
-                elif key in self.numbers and re.fullmatch(r'-?\d+', str(value)):
-                    settings[key] = int(value)
-            await super()._apply_config(vm, user, settings)
-        except TaskError as error:
-            raise die(str(error)) from error
-        except PveError:
-            for volume in made:
-                self._qm_free(volume)
-            raise
+        # As it was sent: the privilege for a drive depends on whether `media=cdrom` is said.
+        await super()._apply_config(vm, user, p)
+        for key, value in p.items():
+            place = vm.pending if key in vm.pending else vm.config
+            if key in place:
+                try:
+                    place[key] = await self.as_written(vm, key, value)
+                except (PveError, TaskError) as error:
+                    place.pop(key)
+                    raise die(str(error)) from error
         self.save()
+
+    async def as_written(self, vm, key, value):
+        """A setting as Proxmox VE writes it into its file."""
+        if DRIVE_KEY.match(key):
+            async with self.turn(volume_ref(split_drive(value)[0])[0], vm.node):
+                return self._qm_new_drive(vm.vmid, key, value, None)[0]
+        if re.fullmatch(r'net\d+', key):
+            return with_mac(value)
+        number = key in self.numbers and re.fullmatch(r'-?\d+', str(value))
+        return int(value) if number else value
 
     def _qm_new_drive(self, vmid, key, value, default):
         volume, options = split_drive(value)
