@@ -200,6 +200,10 @@ class Machine:
             self.process.kill()
             await self.ended(None)
 
+    async def press(self):
+        """Presses the power button."""
+        await self.qmp.ask('system_powerdown')
+
     def command(self, name, config, mac, with_seed, qmp, agent, nic=None):
         """QEMU's command line: as much as can be like that of the orchestrator's own provider."""
         words = self.image.command_line.split()

@@ -6,7 +6,7 @@ their ids; the guest's config lock; pools; nodes that are offline; lost quorum; 
 Ours, from the documents and the sources of Proxmox VE (qemu-server, pve-storage, pve-common; named where it is not plain):
 
 * clone, start, stop, shutdown, reboot, reset, resize, destroy and the guest agent act on a virtual machine;
-* settings are written as Proxmox VE writes them: drives, network devices, numbers;
+* settings are written as Proxmox VE writes them: drives, network devices, numbers; some need other privileges than in fakepve;
 * a clone waits 1 s for its template's lock and then for its storage's turn, 10 s at most;
 * memory and space of nodes and storages are of this lab's guests, so that a choice of node can be tested;
 * faults on order: `Lab`'s public methods, listed in lab.py.
@@ -29,7 +29,7 @@ import traceback
 from fakepve import FakePve, schema, shapes
 from fakepve.model import FakeVm, PveError, TaskError, lock_timeout
 from fakepve.qemu import DRIVE_KEY, drives_of, join_drive, split_drive, volume_ref, with_mac
-from fakepve.routing import die
+from fakepve.routing import die, split_list
 from fakepve.server import USER, ok
 
 import agent
@@ -45,7 +45,7 @@ THIN, SEED = MIB, 4 * MIB
 NODE_OWN = GIB
 # What of a guest outlives a lab that keeps its state.
 KEPT = ('vmid', 'name', 'node', 'config', 'pending', 'template', 'lock', 'pool')
-# Settings that VM.Config.Cloudinit is for; fakepve asks for another privilege.
+# Settings that VM.Config.Cloudinit is for; fakepve asks for VM.Config.HWType.
 CLOUDINIT = re.compile(r'ci(user|password|type|custom|upgrade)|sshkeys|nameserver|searchdomain|ipconfig\d+')
 
 
@@ -198,7 +198,7 @@ class Lab(FakePve):
                     raise TaskError(fault['exitstatus'])
                 return note
             except TaskError:
-                if kind == 'qmclone' and vm.lock == 'clone' and vm in self.vms:
+                if kind == 'qmclone' and vm.lock and vm in self.vms:
                     self.vms.remove(vm)
                 raise
             except (Refused, OSError, KeyError) as error:
@@ -242,9 +242,9 @@ class Lab(FakePve):
                 await self.pause(self.delays.get('allocate', 0))
                 await machine.make(self.machines[source], self.full.pop(new.vmid, False))
                 note = await body()
-        except BaseException as error:
+        except (PveError, TaskError, Refused, OSError) as error:
             self.machines.pop(new.vmid).remove()
-            raise TaskError(f'clone failed: {error}') if isinstance(error, (Refused, PveError)) else error
+            raise TaskError('clone failed: ' + str(error).removeprefix('clone failed: ')) from error
         for key, volume, options in drives_of(new.config):
             # A cloud-init drive is the clone's own. Under the template's name its end would be the end of the template's.
             if volume.endswith(f'vm-{source}-cloudinit'):
@@ -267,30 +267,25 @@ class Lab(FakePve):
         vm.stats['pid'] = machine.process.pid
 
     async def _powerdown(self, vm, p):
-        # As vm_stop does it (PVE::QemuServer): an agent that is set but not there ends the attempt at once.
+        # As vm_stop does it (PVE::QemuServer): by the agent, or by the power button, which a guest that boots does not see.
         machine, force = self.machines[vm.vmid], agent.truth(p.get('forceStop', 0))
         try:
-            if self.has_agent(vm):
-                await machine.ask_agent(('guest-shutdown', {}))
-            else:
-                await machine.qmp.ask('system_powerdown')
-            patience = int(p.get('timeout') or self.shutdown_default_timeout) * self.time_scale
-            overruled = self.giving_up[vm.vmid] = asyncio.Event()
-            waits = {machine.watch, asyncio.ensure_future(overruled.wait())}
-            await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            if overruled.is_set():
-                raise TaskError('interrupted by signal')
-            if not machine.alive:
-                return None
-            words = 'VM quit/powerdown failed - got timeout', 'VM still running - terminating now with SIGTERM'
-        except (Silent, Refused):
-            words = 'VM quit/powerdown failed', 'VM quit/powerdown failed - terminating now with SIGTERM'
-        finally:
-            self.giving_up.pop(vm.vmid, None)
+            await machine.ask_agent(('guest-shutdown', {})) if self.has_agent(vm) else await machine.press()
+        except Silent:
+            await machine.press()
+        overruled = self.giving_up[vm.vmid] = asyncio.Event()
+        patience = int(p.get('timeout') or self.shutdown_default_timeout) * self.time_scale
+        await asyncio.wait({machine.watch, asyncio.ensure_future(overruled.wait())}, timeout=patience,
+                           return_when=asyncio.FIRST_COMPLETED)
+        del self.giving_up[vm.vmid]
+        if overruled.is_set():
+            raise TaskError('interrupted by signal')
+        if not machine.alive:
+            return None
         if not force:
-            raise TaskError(words[0])
+            raise TaskError('VM quit/powerdown failed - got timeout')
         await machine.stop()
-        return words[1]
+        return 'VM still running - terminating now with SIGTERM'
 
     async def _do_stop(self, vm, user, p):
         if agent.truth(p.get('overrule-shutdown', 0)) and vm.vmid in self.giving_up:
@@ -302,6 +297,9 @@ class Lab(FakePve):
         target = v.get('target')
         if target and target != source.node and not self.on_shared(source):
             raise die(f"can't clone VM to node '{target}' (VM uses local storage)")
+        for key, value in source.config.items():
+            if re.fullmatch(r'net\d+', key):
+                self.check_bridge(user, value)
         if not self._qm_taken(new):
             full = v.get('full')
             self.full[new] = not source.template if full is None else bool(full)
@@ -310,9 +308,25 @@ class Lab(FakePve):
     # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _config_priv(self, key):
-        return 'VM.Config.Cloudinit' if CLOUDINIT.fullmatch(key) else super()._config_priv(key)
+        if CLOUDINIT.fullmatch(key):
+            return 'VM.Config.Cloudinit'
+        return 'VM.Config.HWType' if key == 'scsihw' else super()._config_priv(key)
+
+    def check_privileges(self, vm, user, p):
+        """What update_vm_api asks for (PVE::API2::Qemu) and fakepve does not."""
+        for key in [*p, *split_list(p.get('delete'))]:
+            value = str(p.get(key) or vm.config.get(key, ''))
+            if DRIVE_KEY.match(key) and 'cloudinit' in value:
+                self.require(user, f'/vms/{vm.vmid}', 'VM.Config.Cloudinit')
+                self.require(user, f'/vms/{vm.vmid}', 'VM.Config.CDROM')
+            elif re.fullmatch(r'net\d+', key) and key in p:
+                self.check_bridge(user, value)
+
+    def check_bridge(self, user, net):
+        self.require(user, f"/sdn/zones/localnetwork/{options_of(net).get('bridge')}", 'SDN.Use')
 
     async def _apply_config(self, vm, user, p):
+        self.check_privileges(vm, user, p)
         # As it was sent: the privilege for a drive depends on whether `media=cdrom` is said.
         await super()._apply_config(vm, user, p)
         for key, value in p.items():

@@ -39,7 +39,7 @@ const LOADER: &str = "ld-linux-x86-64.so.2";
 const MEMORY_MIB: u32 = 192;
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// Files of ours: where they go, and what they are.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("init", include_str!("../guest/init")),
     ("etc/inittab", include_str!("../guest/inittab")),
     (
@@ -49,6 +49,7 @@ const FILES: [(&str, &str); 8] = [
     ("usr/sbin/useradd", include_str!("../guest/useradd")),
     ("usr/sbin/chpasswd", include_str!("../guest/chpasswd")),
     ("usr/bin/systemctl", include_str!("../guest/systemctl")),
+    ("bin/shutdown", include_str!("../guest/shutdown")),
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
 ];
