@@ -11,10 +11,10 @@ ip link set lo up
 ip link add "$bridge" type bridge
 ip address add 10.85.0.1/24 dev "$bridge"
 ip link set "$bridge" up
-# Nothing but DHCP, and at once: it neither asks whether an address is in use (3 s) nor gives up root, which is nobody here.
-# Leases are short, since every desktop comes with a new hardware address.
-setpriv --pdeathsig KILL dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --user=root --group=root --no-ping \
-    --interface="$bridge" --bind-interfaces --except-interface=lo --dhcp-authoritative --dhcp-range=10.85.0.10,10.85.0.250,5m \
-    --dhcp-option=option:dns-server,10.85.0.1 --dhcp-leasefile="$folder/leases" --pid-file="$folder/dnsmasq.pid" \
+# DHCP and nothing else, and at once: it does not ask first whether an address is in use (3 s). It stays the root that it is here,
+# and in its group, which it may not leave where that root is an ordinary user. Leases are short: every desktop has a new address.
+setpriv --pdeathsig KILL dnsmasq --keep-in-foreground --log-facility=- --conf-file=/dev/null --pid-file= --user=root --group= \
+    --port=0 --interface="$bridge" --bind-interfaces --except-interface=lo --no-ping --dhcp-authoritative \
+    --dhcp-range=10.85.0.10,10.85.0.250,5m --dhcp-option=option:dns-server,10.85.0.1 --dhcp-leasefile="$folder/leases" \
     >"$folder/dnsmasq.log" 2>&1 &
 exec "$@"

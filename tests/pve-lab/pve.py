@@ -27,7 +27,7 @@ import time
 import traceback
 
 from fakepve import FakePve, schema, shapes
-from fakepve.model import FakeVm, PveError, TaskError, lock_timeout
+from fakepve.model import PveError, TaskError, lock_timeout
 from fakepve.qemu import DRIVE_KEY, drives_of, join_drive, split_drive, volume_ref, with_mac
 from fakepve.routing import die, split_list
 from fakepve.server import USER, ok
@@ -44,7 +44,7 @@ THIN, SEED = MIB, 4 * MIB
 # What a node uses without guests.
 NODE_OWN = GIB
 # What of a guest outlives a lab that keeps its state.
-KEPT = ('vmid', 'name', 'node', 'config', 'pending', 'template', 'lock', 'pool')
+KEPT = ('vmid', 'name', 'node', 'config', 'pending', 'template', 'lock', 'pool', 'source')
 # Settings that VM.Config.Cloudinit is for; fakepve asks for VM.Config.HWType.
 CLOUDINIT = re.compile(r'ci(user|password|type|custom|upgrade)|sshkeys|nameserver|searchdomain|ipconfig\d+')
 
@@ -90,11 +90,10 @@ class Lab(FakePve):
             await self.add_template(**template)
         for about in kept['guests'] if kept else []:
             # As after a loss of power: everything is there but does not run, and what held a lock holds it still.
-            self.vms.append(FakeVm(about['vmid'], about['name']))
-            vars(self.vms[-1]).update(about)
-            source = next(int(of) for of in self.machines if str(of) == str(kept['sources'][str(about['vmid'])]))
-            self.machines[about['vmid']] = Machine(about['vmid'], self.machines[source].image, self.place(about['vmid']))
-        for name, about in (kept or {'storages': {}})['storages'].items():
+            vm = self.add_vm(about['vmid'], about['name'])
+            vars(vm).update(about)
+            self.machines[vm.vmid] = Machine(vm.vmid, self.machines[vm.source].image, self.place(vm.vmid))
+        for name, about in kept['storages'].items() if kept else []:
             self.storages[name].update(about)
         for vm in self.vms:
             if vm.pool:
@@ -120,15 +119,11 @@ class Lab(FakePve):
     def save(self):
         if not self.state:
             return
-        guests = [{name: getattr(vm, name) for name in KEPT} for vm in self.vms if not vm.template]
-        sources = {vm.vmid: next(of for of, base in self.machines.items() if not base.folder
-                                 and base.image is self.machines[vm.vmid].image)
-                   for vm in self.vms if not vm.template and vm.vmid in self.machines}
+        guests = [{name: getattr(vm, name) for name in KEPT} for vm in self.vms if hasattr(vm, 'source')]
         storages = {name: {key: about[key] for key in ('volumes', 'avail')} for name, about in self.storages.items()
-                    if 'volumes' in about}
+                    if 'total' in about}
         new = self.state.with_suffix('.new')
-        new.write_text(json.dumps({'guests': [guest for guest in guests if guest['vmid'] in sources],
-                                   'sources': sources, 'storages': storages}))
+        new.write_text(json.dumps({'guests': guests, 'storages': storages}))
         new.replace(self.state)
 
     # ── routes ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -207,6 +202,9 @@ class Lab(FakePve):
                 raise TaskError(str(error)) from error
             finally:
                 self.save()
+        if kind == 'qmclone':
+            # The template that its image is of, even if it is a clone's clone.
+            vm.source = getattr(self.vm(int(tid)), 'source', int(tid))
         self.save()
         return await super().task(node, kind, tid, user, whole, vm=vm, **options)
 
