@@ -11,17 +11,17 @@ PIECE, LONGEST_READ = 1 << 20, 16 << 20
 
 async def file_read(machine, values):
     left = int(values.get('count') or LONGEST_READ)
-    handle = await machine.ask_agent(('guest-file-open', {'path': values['file'], 'mode': 'r'}))
+    handle = await machine.ask_agent('guest-file-open', {'path': values['file'], 'mode': 'r'})
     content, whole = b'', False
     try:
         if values.get('offset'):
-            await machine.ask_agent(('guest-file-seek', {'handle': handle, 'offset': int(values['offset']), 'whence': 'set'}))
+            await machine.ask_agent('guest-file-seek', {'handle': handle, 'offset': int(values['offset']), 'whence': 'set'})
         while left and not whole:
-            piece = await machine.ask_agent(('guest-file-read', {'handle': handle, 'count': min(left, PIECE)}))
+            piece = await machine.ask_agent('guest-file-read', {'handle': handle, 'count': min(left, PIECE)})
             content += base64.b64decode(piece['buf-b64'])
             left, whole = left - piece['count'], piece['eof']
     finally:
-        await machine.ask_agent(('guest-file-close', {'handle': handle}))
+        await machine.ask_agent('guest-file-close', {'handle': handle})
     # Perl takes bytes for characters, so a text beyond ASCII arrives as Latin-1.
     text = content.decode('latin-1') if truth(values.get('decode', 1)) else base64.b64encode(content).decode()
     return {'content': text, 'bytes-read': len(content)} | ({} if whole else {'truncated': 1})
@@ -31,11 +31,11 @@ async def file_write(machine, values):
     content = values['content']
     if truth(values.get('encode', 1)):
         content = base64.b64encode(content.encode('latin-1')).decode()
-    handle = await machine.ask_agent(('guest-file-open', {'path': values['file'], 'mode': 'wb'}))
+    handle = await machine.ask_agent('guest-file-open', {'path': values['file'], 'mode': 'wb'})
     try:
-        await machine.ask_agent(('guest-file-write', {'handle': handle, 'buf-b64': content}))
+        await machine.ask_agent('guest-file-write', {'handle': handle, 'buf-b64': content})
     finally:
-        await machine.ask_agent(('guest-file-close', {'handle': handle}))
+        await machine.ask_agent('guest-file-close', {'handle': handle})
 
 
 async def run(machine, values):
@@ -43,11 +43,11 @@ async def run(machine, values):
     order = {'path': command[0], 'arg': command[1:], 'capture-output': True}
     if values.get('input-data') is not None:
         order['input-data'] = base64.b64encode(values['input-data'].encode()).decode()
-    return await machine.ask_agent(('guest-exec', order))
+    return await machine.ask_agent('guest-exec', order)
 
 
 async def run_status(machine, values):
-    status = await machine.ask_agent(('guest-exec-status', {'pid': int(values['pid'])}))
+    status = await machine.ask_agent('guest-exec-status', {'pid': int(values['pid'])})
     for name in ('out-data', 'err-data'):
         if name in status:
             status[name] = base64.b64decode(status[name]).decode('latin-1')
@@ -61,7 +61,7 @@ async def call(machine, command, values):
     """The `data` of the answer. Most commands are the agent's own, and what it says is the `result`."""
     if command in SPECIAL:
         return await SPECIAL[command](machine, values)
-    return {'result': await machine.ask_agent((f'guest-{command}', {}))}
+    return {'result': await machine.ask_agent(f'guest-{command}')}
 
 
 def truth(value):

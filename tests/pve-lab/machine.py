@@ -30,6 +30,8 @@ LONGEST_LINE = 64 << 20
 START_PATIENCE, STOP_PATIENCE, AGENT_PATIENCE = 60, 10, 3
 # For an agent's command: a guest under emulation that boots has little time for it.
 COMMAND_PATIENCE = 30
+# The guest is gone before the agent could say that it goes.
+WITHOUT_ANSWER = {f'guest-{command}' for command in ('shutdown', 'suspend-disk', 'suspend-ram', 'suspend-hybrid')}
 # linux/if_tun.h
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000
 
@@ -65,10 +67,6 @@ class Line:
     async def open(self):
         self.theirs.close()
         self.reader, self.writer = await asyncio.open_unix_connection(sock=self.ours, limit=LONGEST_LINE)
-
-    def close(self):
-        self.theirs.close()
-        self.ours.close()
 
     def send(self, command, arguments=None, prefix=b''):
         order = {'execute': command} | ({'arguments': arguments} if arguments else {})
@@ -146,19 +144,18 @@ class Machine:
 
     # ── power ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def start(self, name, config, bridge, ended):
+    async def start(self, name, config, ended):
         """Starts QEMU and waits until it answers; calls `ended` whenever it has ended."""
         self.qmp, self.agent = Line(), Line()
         mac = mac_of(config)
-        nic = tap(f'tap{self.vmid}', bridge) if mac else None
-        files = seed(name, config) if has_seed(config) else {}
-        if files:
+        nic = tap(f'tap{self.vmid}', options_of(config['net0']).get('bridge')) if mac else None
+        if has_seed(config):
             folder = self.folder / 'seed'
             folder.mkdir(exist_ok=True)
-            for file, text in files.items():
+            for file, text in seed(name, config).items():
                 (folder / file).write_text(text)
-        held = [end.fileno() for end in (self.qmp.theirs, self.agent.theirs)] + ([nic] if mac else [])
-        command = self.command(name, config, mac, bool(files), *held)
+        held = [self.qmp.theirs.fileno(), self.agent.theirs.fileno()] + ([nic] if mac else [])
+        command = self.command(name, config, *held)
         try:
             with open(self.folder / 'qemu.log', 'wb') as log:
                 # The kernel kills it when this process dies, which no code of ours could promise.
@@ -180,8 +177,8 @@ class Machine:
 
     async def wait(self, ended):
         await self.process.wait()
-        self.qmp.close()
-        self.agent.close()
+        self.qmp.writer.close()
+        self.agent.writer.close()
         ended()
 
     async def ended(self, patience):
@@ -204,10 +201,10 @@ class Machine:
         """Presses the power button."""
         await self.qmp.ask('system_powerdown')
 
-    def command(self, name, config, mac, with_seed, qmp, agent, nic=None):
-        """QEMU's command line: as much as can be like that of the orchestrator's own provider."""
+    def command(self, name, config, qmp, agent, nic=None):
+        """QEMU's command line, as like as can be to that of the orchestrator's own provider. The last three are open files."""
         words = self.image.command_line.split()
-        if with_seed:
+        if has_seed(config):
             # Images for our own provider say so; here there is something to find.
             words = [word for word in words if word != 'cloud-init=disabled']
         memory = min(int(config.get('memory', 512)), self.image.memory_mib)
@@ -225,9 +222,10 @@ class Machine:
             ('chardev', f'socket,id=qga,fd={agent}'), ('device', 'virtserialport,chardev=qga,name=org.qemu.guest_agent.0'),
             ('chardev', f'socket,id=qmp,fd={qmp}'), ('mon', 'chardev=qmp,mode=control'),
         ]
-        if mac:
-            devices += [('netdev', f'tap,id=net0,fd={nic}'), ('device', f'virtio-net-pci,netdev=net0,romfile=,mac={mac}')]
-        if with_seed:
+        if nic is not None:
+            devices += [('netdev', f'tap,id=net0,fd={nic}'),
+                        ('device', f'virtio-net-pci,netdev=net0,romfile=,mac={mac_of(config)}')]
+        if has_seed(config):
             # A folder as a FAT drive, which needs no program that writes one. Proxmox VE's is an ISO; the label counts.
             devices += [('blockdev', 'driver=vvfat,node-name=seed,dir=seed,label=cidata,read-only=on'),
                         ('device', 'virtio-blk-pci,drive=seed')]
@@ -246,8 +244,7 @@ class Machine:
             return False
         return any(port['label'] == 'qga' and port['frontend-open'] for port in ports)
 
-    async def ask_agent(self, *steps):
-        """Sends commands, each a name and its arguments, with no other in between. None is left for one without an answer."""
+    async def ask_agent(self, command, arguments=None):
         if not await self.agent_listens():
             raise Silent('QEMU guest agent is not running')
         async with self.agent.turn:
@@ -255,15 +252,13 @@ class Machine:
                 await asyncio.wait_for(self.agent.sync(), AGENT_PATIENCE)
             except (asyncio.TimeoutError, Refused, OSError) as error:
                 raise Silent('QEMU guest agent is not running') from error
-            for command, arguments in steps:
-                self.agent.send(command, arguments)
-                if command in ('guest-shutdown', 'guest-suspend-disk', 'guest-suspend-ram', 'guest-suspend-hybrid'):
-                    return {}
-                try:
-                    answer = await asyncio.wait_for(self.agent.answer(), COMMAND_PATIENCE)
-                except asyncio.TimeoutError as error:
-                    raise Silent(f"VM {self.vmid} qmp command '{command}' failed - got timeout") from error
-        return answer
+            self.agent.send(command, arguments)
+            if command in WITHOUT_ANSWER:
+                return {}
+            try:
+                return await asyncio.wait_for(self.agent.answer(), COMMAND_PATIENCE)
+            except asyncio.TimeoutError as error:
+                raise Silent(f"VM {self.vmid} qmp command '{command}' failed - got timeout") from error
 
 
 # ── settings of Proxmox VE ──────────────────────────────────────────────────────────────────────────────────────────
@@ -280,6 +275,7 @@ def mac_of(config):
 
 
 def has_seed(config):
+    """Whether it has a cloud-init drive, by the name of its volume."""
     return any('-cloudinit' in str(value) for value in config.values())
 
 
@@ -315,6 +311,8 @@ def seed(name, config):
 
 def tap(name, bridge):
     """A tap device on the bridge. It is gone when the last process that holds it has ended."""
+    if bridge not in [name for _, name in socket.if_nameindex()]:
+        raise Refused(f"bridge '{bridge}' does not exist")
     device = os.open('/dev/net/tun', os.O_RDWR)
     try:
         fcntl.ioctl(device, TUNSETIFF, struct.pack('16sH22x', name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))

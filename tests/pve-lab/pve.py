@@ -9,7 +9,7 @@ Ours, from the documents and the sources of Proxmox VE (qemu-server, pve-storage
 * settings are written as Proxmox VE writes them: drives, network devices, numbers; some need other privileges than in fakepve;
 * a clone waits 1 s for its template's lock and then for its storage's turn, 10 s at most;
 * memory and space of nodes and storages are of this lab's guests, so that a choice of node can be tested;
-* faults on order: `Lab`'s public methods, listed in lab.py.
+* faults on order (orders.py).
 
 Records only, as in fakepve: snapshots, suspend, HA, backups, firewalls; a migration changes the node's name and nothing else.
 """
@@ -21,7 +21,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import sys
 import time
 import traceback
@@ -34,6 +33,7 @@ from fakepve.server import USER, ok
 
 import agent
 from machine import Image, Machine, Refused, Silent, options_of, run, seed
+from orders import Orders
 
 MIB, GIB = 1 << 20, 1 << 30
 GUEST = '/nodes/{node}/qemu/{vmid}'
@@ -49,7 +49,10 @@ KEPT = ('vmid', 'name', 'node', 'config', 'pending', 'template', 'lock', 'pool',
 CLOUDINIT = re.compile(r'ci(user|password|type|custom|upgrade)|sshkeys|nameserver|searchdomain|ipconfig\d+')
 
 
-class Lab(FakePve):
+DEFAULT_NODES = [{'name': name, 'memory_mib': 16384, 'cores': 8} for name in ('pve1', 'pve2', 'pve3')]
+
+
+class Lab(Orders, FakePve):
     """A cluster as the configuration describes it (lab.py)."""
 
     def __init__(self, config):
@@ -99,6 +102,10 @@ class Lab(FakePve):
             if vm.pool:
                 self.pools.setdefault(vm.pool, set()).add(vm.vmid)
         await self.start(*self.certificate)
+
+    async def close(self):
+        await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
+        await self.stop()
 
     async def add_template(self, vmid, name, node, image, storage='local-lvm', config=None):
         image = Image(pathlib.Path(image))
@@ -192,12 +199,12 @@ class Lab(FakePve):
                     await self.pause(fault['after'])
                     raise TaskError(fault['exitstatus'])
                 return note
-            except TaskError:
+            except Exception as error:
                 if kind == 'qmclone' and vm.lock and vm in self.vms:
                     self.vms.remove(vm)
-                raise
-            except (Refused, OSError, KeyError) as error:
-                # A task that is not ended would be waited for without end.
+                if isinstance(error, TaskError):
+                    raise
+                # Every task must end: the one of which nothing is known is waited for without end.
                 traceback.print_exc(file=sys.stderr)
                 raise TaskError(str(error)) from error
             finally:
@@ -243,7 +250,7 @@ class Lab(FakePve):
         except (PveError, TaskError, Refused, OSError) as error:
             self.machines.pop(new.vmid).remove()
             raise TaskError('clone failed: ' + str(error).removeprefix('clone failed: ')) from error
-        for key, volume, options in drives_of(new.config):
+        for key, volume, _ in drives_of(new.config):
             # A cloud-init drive is the clone's own. Under the template's name its end would be the end of the template's.
             if volume.endswith(f'vm-{source}-cloudinit'):
                 new.config[key], _ = self._qm_new_drive(new.vmid, key, f'{volume_ref(volume)[0]}:cloudinit', None)
@@ -257,7 +264,7 @@ class Lab(FakePve):
             if vm.vmid not in self.machines:
                 raise Refused('the lab has an image for clones of its templates only')
             machine = self.machines[vm.vmid]
-            await machine.start(vm.name, vm.config, self.bridge, ended)
+            await machine.start(vm.name, vm.config, ended)
         except (Refused, OSError) as error:
             ended()
             raise TaskError(f'start failed: {error}') from error
@@ -268,13 +275,12 @@ class Lab(FakePve):
         # As vm_stop does it (PVE::QemuServer): by the agent, or by the power button, which a guest that boots does not see.
         machine, force = self.machines[vm.vmid], agent.truth(p.get('forceStop', 0))
         try:
-            await machine.ask_agent(('guest-shutdown', {})) if self.has_agent(vm) else await machine.press()
+            await machine.ask_agent('guest-shutdown') if self.has_agent(vm) else await machine.press()
         except Silent:
             await machine.press()
         overruled = self.giving_up[vm.vmid] = asyncio.Event()
-        patience = int(p.get('timeout') or self.shutdown_default_timeout) * self.time_scale
-        await asyncio.wait({machine.watch, asyncio.ensure_future(overruled.wait())}, timeout=patience,
-                           return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({machine.watch, asyncio.ensure_future(overruled.wait())}, return_when=asyncio.FIRST_COMPLETED,
+                           timeout=int(p.get('timeout') or self.shutdown_default_timeout))
         del self.giving_up[vm.vmid]
         if overruled.is_set():
             raise TaskError('interrupted by signal')
@@ -461,79 +467,3 @@ class Lab(FakePve):
     async def _nodes(self, request):
         lines = json.loads((await super()._nodes(request)).text)['data']
         return ok([line | self.node_figures(line['node']) for line in lines])
-
-    # ── orders ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def inventory(self):
-        """All that there is of guests, by what this machine shows: a guest of which nothing is left is not in it."""
-        folders = {int(path.name) for path in (self.folder / 'machines').iterdir()}
-        taps = {int(name[3:]) for _, name in socket.if_nameindex() if re.fullmatch(r'tap\d+', name)}
-        volumes = collections.defaultdict(list)
-        for storage, about in self.storages.items():
-            for name, volume in about.get('volumes', {}).items():
-                volumes[volume.get('vmid')].append(f'{storage}:{name}')
-        alive = {vmid for vmid, machine in self.machines.items() if machine.alive}
-        templates = {vm.vmid for vm in self.vms if vm.template}
-        guests = {vm.vmid: vm for vm in self.vms}
-        return [{
-            'vmid': vmid, 'name': guests[vmid].name if vmid in guests else None,
-            'node': guests[vmid].node if vmid in guests else None, 'config': vmid in guests, 'running': vmid in alive,
-            'pid': self.machines[vmid].process.pid if vmid in alive else None, 'tap': vmid in taps,
-            'files': sorted(str(path) for path in self.place(vmid).rglob('*') if path.is_file()), 'volumes': volumes[vmid],
-        } for vmid in sorted((folders | taps | alive | set(guests) | set(volumes)) - templates)]
-
-    def fault(self, kind):
-        for fault in self.faults:
-            if fault['kind'] == kind:
-                fault['times'] -= 1
-                if fault['times'] <= 0:
-                    self.faults.remove(fault)
-                return fault
-        return None
-
-    def fail_task(self, kind, exitstatus, after=0, times=1, acted=None):
-        acted = exitstatus.startswith('WARNINGS') if acted is None else acted
-        self.faults.append({'kind': kind, 'exitstatus': exitstatus, 'after': after, 'times': times, 'acted': acted})
-
-    async def hold_storage(self, storage, seconds):
-        shared = self.storages[storage].get('shared')
-        turns = [self.turns[storage, node] for node in ([None] if shared else self.nodes)]
-        for turn in turns:
-            await turn.acquire()
-
-        async def later():
-            await self.pause(seconds)
-            for turn in turns:
-                turn.release()
-        asyncio.ensure_future(later())
-
-    def set_space(self, storage, free):
-        self.storages[storage]['avail'] = free
-
-    def silence_agent(self, vmid, seconds):
-        self.machines[vmid].silent_until = time.monotonic() + seconds * self.time_scale
-
-    async def kill_machine(self, vmid):
-        self.machines[vmid].process.kill()
-        await self.machines[vmid].ended(None)
-
-    async def unreachable(self, seconds):
-        """Nothing listens, and what was connected is cut off. What had begun goes on."""
-        for site in list(self.runner.sites):
-            await site.stop()
-        for connection in list(self.runner.server.connections):
-            connection.transport.abort()
-        running = self.runner
-
-        async def later():
-            await self.pause(seconds)
-            await self.start(*self.certificate)
-            await running.cleanup()
-        asyncio.ensure_future(later())
-
-    async def close(self):
-        await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
-        await self.stop()
-
-
-DEFAULT_NODES = [{'name': name, 'memory_mib': 16384, 'cores': 8} for name in ('pve1', 'pve2', 'pve3')]

@@ -116,6 +116,11 @@ const NEEDS: &[Need] = &[
         &["iproute2"],
         "networks of the tests' own, and cut connections",
     ),
+    need(
+        Test,
+        &["dnsmasq-base"],
+        "gives the PVE lab's machines addresses",
+    ),
     need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),
