@@ -12,7 +12,7 @@ CONFIG.json (optional ones with their default):
     cert, key                        PEM files: what it shows to clients
     run_folder                       everything it writes
     keep_state false                 whether guests outlive it: not running, their locks held; else it clears the folder away
-    bridge "vmbr2"                   where machines are plugged in, by a device tap<vmid>
+    bridge "vmbr2"                   of the templates; a guest is on the one that its settings name, by a device tap<vmid>
     time_scale 1.0                   real seconds of one of Proxmox VE's, for waits and delays; machines take the time they take
     nodes [{name, memory_mib, cores}]                   pve1, pve2, pve3 of 16 GiB
     storages [{name, size_gib, type "lvmthin", shared}] and any other setting of a storage
@@ -29,6 +29,7 @@ The first line on standard output is {"port": …}. Then each line on standard i
         fail_task kind words [after [times [acted]]]    the next task of the kind ends with this exit status, after seconds;
                                      acted: with its deed done (as is one with "WARNINGS: 1")
         hold_config_lock vmid seconds                   (fakepve's) of a template: its clones wait 1 s and fail
+        unlock vmid                  (fakepve's) what an administrator does to a guest whose lock a dead task holds
         hold_storage storage seconds                    allocations on it wait 10 s and fail
         set_space storage bytes      what is free on it
         silence_agent vmid seconds   its agent "is not running"
@@ -39,6 +40,7 @@ The first line on standard output is {"port": …}. Then each line on standard i
     {"set": [of, attribute, value]}  of "pve" or "vm 100"
     {"get": [of, attribute]}
     {"requests": true}               every request: [method, path, body]
+Seconds are Proxmox VE's; but a guest has as much real time to shut down as the call gives it.
 """
 
 import asyncio

@@ -229,7 +229,7 @@ class Machine:
             # A folder as a FAT drive, which needs no program that writes one. Proxmox VE's is an ISO; the label counts.
             devices += [('blockdev', 'driver=vvfat,node-name=seed,dir=seed,label=cidata,read-only=on'),
                         ('device', 'virtio-blk-pci,drive=seed')]
-        line = [f'-{option}' if part == 0 else value for option, value in [*options.items(), *devices] for part in (0, 1)]
+        line = [word for option, value in [*options.items(), *devices] for word in (f'-{option}', value)]
         return ['qemu-system-x86_64', *line, '-nodefaults', '-no-user-config']
 
     # ── guest agent ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,8 @@
 #
 #   unshare --net --mount --pid --fork --kill-child --mount-proc sh network.sh BRIDGE FOLDER COMMAND…
 #
-# Then it becomes COMMAND, and the DHCP server ends with that. An ordinary user adds --user --map-root-user. FOLDER holds the leases.
+# Then it becomes COMMAND, and the DHCP server ends with that. FOLDER holds its leases and its log. An ordinary user adds
+# --user --map-root-user to unshare.
 set -eu
 bridge=$1 folder=$2
 shift 2

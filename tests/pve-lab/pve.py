@@ -331,7 +331,7 @@ class Lab(Orders, FakePve):
 
     async def _apply_config(self, vm, user, p):
         self.check_privileges(vm, user, p)
-        # As it was sent: the privilege for a drive depends on whether `media=cdrom` is said.
+        # First as it was sent, so that what is refused leaves no volume behind.
         await super()._apply_config(vm, user, p)
         for key, value in p.items():
             place = vm.pending if key in vm.pending else vm.config
