@@ -12,7 +12,7 @@ CONFIG.json (optional ones with their default):
     cert, key                        PEM files: what it shows to clients
     run_folder                       everything it writes
     keep_state false                 whether guests outlive it: not running, their locks held; else it clears the folder away
-    bridge "vmbr2"                   of the templates; a guest is on the one that its settings name, by a device tap<vmid>
+    bridge "vmbr2"                   the templates'; a guest is on that of its settings, by a device tap<vmid>
     time_scale 1.0                   real seconds of one of Proxmox VE's, for waits and delays; machines take the time they take
     nodes [{name, memory_mib, cores}]                   pve1, pve2, pve3 of 16 GiB
     storages [{name, size_gib, type "lvmthin", shared}] and any other setting of a storage
