@@ -19,8 +19,8 @@ CONFIG.json (optional ones with their default):
     templates [{vmid, name, node, image, storage "local-lvm", config {}}]     image: an image folder; config: further settings
     pools [name]
     tokens [{id, secret, acl [{path, privileges}]}]     without acl: may do anything
-    delays {}                        seconds: of a task by its kind (qmclone, qmstart, qmstop, qmdestroy…), "allocate" on a storage,
-                                     "agent" that is silent after a start, "call" before each answer
+    delays {}                        seconds: of a task by its kind (qmclone, qmstart, qmstop, qmdestroy…), "allocate" on a
+                                     storage, "agent" that is silent after a start, "call" before each answer
 
 The first line on standard output is {"port": …}. Then each line on standard input is an order, answered by one line,
 {"ok": …} or {"error": …}:
