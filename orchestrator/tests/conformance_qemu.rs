@@ -59,11 +59,18 @@ impl Here {
 /// Nothing of a test outlives it, even if it fails.
 impl Drop for Here {
     fn drop(&mut self) {
-        for (pid, _) in processes(&self.state) {
-            Command::new("kill")
-                .args(["-KILL", &pid.to_string()])
-                .status()
-                .ok();
+        // Until they are gone: one that still writes would keep the folder from being removed.
+        loop {
+            let left = processes(&self.state);
+            if left.is_empty() {
+                return;
+            }
+            for (pid, _) in left {
+                Command::new("kill")
+                    .args(["-KILL", &pid.to_string()])
+                    .status()
+                    .ok();
+            }
         }
     }
 }
@@ -180,6 +187,7 @@ async fn a_lifetime_ends_by_itself() {
 fn spec() -> DesktopSpec {
     DesktopSpec {
         name: DesktopName::from_number(40).unwrap(),
+        session: mayfly_api::SessionId::new(),
         cpus: 1,
         memory_mib: 256,
         lifetime: Duration::from_secs(600),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
 use mayfly_orchestrator::process::{self, Process};
-use mayfly_orchestrator::supervise::{Cause, Exit, Status, Supervised, Terms};
+use mayfly_orchestrator::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -16,6 +16,13 @@ const TERMS: Terms = Terms {
     patience: Duration::from_secs(1),
     max_output: 1 << 20,
 };
+
+fn plain(command: &[OsString]) -> Program<'_> {
+    Program {
+        command,
+        environment: None,
+    }
+}
 
 /// A record folder; what runs on its behalf ends with it, even if the test fails.
 struct Folder(tempfile::TempDir);
@@ -40,7 +47,7 @@ impl Folder {
             .start(
                 Path::new(env!("CARGO_BIN_EXE_mayfly-orchestrator")),
                 terms,
-                &command,
+                plain(&command),
             )
             .unwrap()
     }
@@ -52,8 +59,16 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        for process in process::naming(self.path()).unwrap() {
-            process.signal(Signal::KILL).ok();
+        // Until they are gone: one that still writes would keep the folder from being removed.
+        loop {
+            let left = process::naming(self.path()).unwrap();
+            if left.is_empty() {
+                return;
+            }
+            for process in left {
+                process.signal(Signal::KILL).ok();
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
@@ -96,7 +111,7 @@ async fn an_orchestrator_that_starts_a_child() {
                 max_output: 1 << 30,
                 ..TERMS
             },
-            &command,
+            plain(&command),
         )
         .unwrap();
     std::future::pending::<()>().await;
@@ -219,7 +234,7 @@ async fn a_child_that_cannot_be_started_says_so() {
         .start(
             Path::new(env!("CARGO_BIN_EXE_mayfly-orchestrator")),
             TERMS,
-            &command,
+            plain(&command),
         )
         .unwrap();
     supervisor.wait().await.unwrap();

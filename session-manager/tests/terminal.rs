@@ -17,6 +17,12 @@ struct Desk {
     orchestrator: Orchestrator,
 }
 
+impl Drop for Desk {
+    fn drop(&mut self) {
+        world::remove(self.dir.path());
+    }
+}
+
 impl Desk {
     async fn new(making: Making) -> Self {
         Self {

@@ -62,6 +62,18 @@ pub(crate) struct House {
     server: JoinHandle<std::io::Result<()>>,
 }
 
+impl Drop for House {
+    fn drop(&mut self) {
+        // Workers may still write into it for a moment, and that would keep its own end from removing it.
+        for _ in 0..200 {
+            if std::fs::remove_dir_all(self.dir.path()).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// Somebody's session.
 pub(crate) struct Mine {
     pub(crate) id: SessionId,
@@ -187,7 +199,7 @@ async fn start(
         }],
         ..Config::default()
     };
-    let secrets = Secrets::open(&dir.path().join("secret.key")).unwrap();
+    let secrets = Arc::new(Secrets::open(&dir.path().join("secret.key")).unwrap());
     let providers: Vec<Arc<dyn Provider>> = vec![Arc::new(machines.clone())];
     let control = Control::start(
         config,

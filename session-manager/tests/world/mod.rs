@@ -365,6 +365,18 @@ impl Drop for FakeClient {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::killpg(pid, nix::sys::signal::Signal::SIGKILL);
         }
+        // It may just have begun.
+        remove(self.dir.path());
+    }
+}
+
+/// Removes a folder that somebody may still write into for a moment: that would keep its own end from removing it.
+pub(crate) fn remove(folder: &std::path::Path) {
+    for _ in 0..200 {
+        if std::fs::remove_dir_all(folder).is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
