@@ -7,12 +7,13 @@
 //! * What belongs to one machine alone (key, certificate, machine id, host keys) is made here, never in the image.
 
 use crate::bootstrap::{self, Progress, below, replace};
+use crate::line::Calling;
 use crate::system::System;
 use crate::talk::{Event, Person};
 use crate::{certificate, locale};
 use anyhow::{Context as _, bail, ensure};
 use jiff::{SignedDuration, tz::TimeZone};
-use mayfly_api::agent::{Bootstrap, FromAgent};
+use mayfly_api::agent::{Bootstrap, Call, FromAgent};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use std::fs;
@@ -80,7 +81,8 @@ pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
                 language: bootstrap.language.clone(),
                 silence_limit: Duration::from_secs(bootstrap.silence_limit_s.into()),
             };
-            if events.send(Event::Taken(person)).is_err() {
+            let calling = calling(bootstrap);
+            if events.send(Event::Taken(person, calling)).is_err() {
                 return;
             }
             match machine.personalise(&mut progress) {
@@ -94,6 +96,18 @@ pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
         thread::sleep(Duration::from_secs(5));
         bootstrap::forget(&machine.root);
     }
+}
+
+/// Whom to call, if the bootstrap names somebody. A host name that is no desktop's fails at its step.
+fn calling(bootstrap: &Bootstrap) -> Option<Calling> {
+    Some(Calling {
+        line: bootstrap.line.clone()?,
+        call: Call {
+            session: bootstrap.session,
+            token: bootstrap.token.clone(),
+            desktop: bootstrap.host_name.parse().ok()?,
+        },
+    })
 }
 
 impl Machine {
@@ -477,7 +491,7 @@ mod tests {
             let mut person = None;
             loop {
                 match inbox.recv_timeout(Duration::from_secs(30)).unwrap() {
-                    Event::Taken(taken) => person = Some(taken),
+                    Event::Taken(taken, _) => person = Some(taken),
                     Event::Settled(outcome) => return (person, outcome),
                     other => panic!("{other:?}"),
                 }
@@ -501,6 +515,7 @@ mod tests {
             time_zone: Some("Europe/Paris".into()),
             keyboard: Some("fr".into()),
             silence_limit_s: 300,
+            line: None,
         }
     }
 
@@ -676,7 +691,7 @@ mod tests {
         assert!(inbox.recv_timeout(Duration::from_millis(500)).is_err());
         fs::write(&file, &whole).unwrap();
         let event = inbox.recv_timeout(Duration::from_secs(30)).unwrap();
-        assert!(matches!(event, Event::Taken(_)));
+        assert!(matches!(event, Event::Taken(..)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The service inside each desktop.
 //!
 //! It waits for its bootstrap, gives the machine its identity ([`identity`]), starts the RDP server, and then tells the
-//! orchestrator over a virtio-serial port ([`port`]) whether a person is there ([`presence`]). It warns that person before
-//! the end ([`notice`]), and powers off a machine that nobody uses and nobody asks for.
+//! orchestrator over a virtio-serial port ([`port`]), or over the network where there is none ([`line`]), whether a person is
+//! there ([`presence`]). It warns that person before the end ([`notice`]), and powers off a machine that nobody uses and nobody
+//! asks for.
 //!
 //! What is said, and when, is decided by the pure [`talk`]; the threads here carry events to it and its effects out.
 //! Every duration is monotonic: the wall clock may jump by hours.
@@ -10,6 +11,7 @@
 mod bootstrap;
 mod certificate;
 mod identity;
+mod line;
 mod locale;
 mod notice;
 mod port;
@@ -74,6 +76,8 @@ fn main() -> anyhow::Result<()> {
         let events = events.clone();
         thread::spawn(move || identity::take(&machine, &events));
     }
+    let mut line = None;
+    let for_line = events.clone();
     let (presence, notices) = (presence::Presence::default(), notice::Notices::default());
     {
         let presence = presence.clone();
@@ -81,13 +85,19 @@ fn main() -> anyhow::Result<()> {
     }
 
     while let Ok(event) = inbox.recv() {
-        if let Event::Taken(person) = &event {
+        if let Event::Taken(person, calling) = &event {
             presence.follow_input(person);
             notices.start(&system, &presence, person);
+            line = calling
+                .clone()
+                .map(|calling| line::Line::open(calling, for_line.clone()));
         }
         for effect in talk.step(event, Instant::now()) {
             match effect {
-                Effect::Send(message) => port.send(&message),
+                Effect::Send(message) => match &line {
+                    Some(line) => line.send(message),
+                    None => port.send(&message),
+                },
                 Effect::Notice(notice) => notices.show(notice),
                 Effect::PowerOff => {
                     tracing::warn!(

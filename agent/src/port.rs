@@ -59,12 +59,14 @@ impl Port {
     pub(crate) fn listen(&self, events: &Sender<Event>) {
         let mut complained = Complained::No;
         loop {
+            let mut opened = false;
             let result = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .custom_flags(nix::libc::O_NONBLOCK)
                 .open(&self.path)
                 .and_then(|file| {
+                    opened = true;
                     let reader = file.try_clone()?;
                     *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
                     read(reader, events)
@@ -79,7 +81,8 @@ impl Port {
                 }
                 Err(_) => {}
             }
-            if events.send(Event::HostGone).is_err() {
+            // Without a port there may be a line, and its host is not gone.
+            if opened && events.send(Event::HostGone).is_err() {
                 return;
             }
             thread::sleep(PAUSE);
@@ -152,13 +155,13 @@ fn read(mut file: File, events: &Sender<Event>) -> io::Result<()> {
 
 /// Cuts a stream of bytes into messages. Lines that are not a message are passed over: the other side may be newer.
 #[derive(Default)]
-struct Lines {
+pub(crate) struct Lines {
     begun: Vec<u8>,
     overlong: bool,
 }
 
 impl Lines {
-    fn feed(&mut self, bytes: &[u8]) -> Vec<ToAgent> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<ToAgent> {
         let mut messages = vec![];
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.begun.len() + part.len() > MAX_LINE {

@@ -8,6 +8,7 @@
 //! * The machine is powered off only after nobody was connected *and* the orchestrator was silent for the whole limit,
 //!   and never before it had its bootstrap: a machine parked for its first session waits for as long as it takes.
 
+use crate::line::Calling;
 use mayfly_api::agent::{FromAgent, ToAgent};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,8 @@ pub(crate) enum Event {
     HostGone,
     /// The orchestrator said something.
     Heard(ToAgent),
-    /// The bootstrap was read.
-    Taken(Person),
+    /// The bootstrap was read; the second says whom to call, if there is no port.
+    Taken(Person, Option<Calling>),
     /// The machine has its identity, or could not take it: a [`FromAgent::Ready`] or [`FromAgent::Failed`].
     Settled(FromAgent),
     /// A look at the desktop, twice a second: also the clock of everything that is repeated.
@@ -143,7 +144,7 @@ impl Talk {
                 vec![]
             }
             Event::Heard(message) => self.heard(&message, now),
-            Event::Taken(person) => {
+            Event::Taken(person, _) => {
                 self.silence_limit = Some(person.silence_limit);
                 self.last_sign = now;
                 self.stage = Stage::Personalising;
@@ -322,11 +323,12 @@ mod tests {
     }
 
     fn taken() -> Event {
-        Event::Taken(Person {
+        let person = Person {
             user: "ada".into(),
             language: None,
             silence_limit: Duration::from_secs(60),
-        })
+        };
+        Event::Taken(person, None)
     }
 
     fn ready() -> Event {

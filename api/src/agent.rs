@@ -5,11 +5,12 @@
 //! * the [`Bootstrap`] goes in through the QEMU guest agent (`guest-file-write`, Proxmox's
 //!   `agent/file-write`) to [`BOOTSTRAP_FILE`], in a tmpfs folder of mode 0700 that the image made;
 //! * everything after it is one JSON message a line over a channel of the desktop's own: the virtio-serial
-//!   port [`VIRTIO_PORT`] with the `qemu` provider.
+//!   port [`VIRTIO_PORT`] with the `qemu` provider; where there is no such port, TLS to the [`Line`] that the bootstrap
+//!   names, on which the agent first says its [`Call`].
 //!
 //! A side ignores lines that it cannot read: the other side may be newer.
 
-use crate::SessionId;
+use crate::{DesktopName, SessionId};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,30 @@ pub struct Bootstrap {
     pub keyboard: Option<String>,
     /// If nobody is connected and the orchestrator stays silent this long, the agent powers the machine off.
     pub silence_limit_s: u32,
+    /// Where the agent calls; absent: it has the virtio-serial port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<Line>,
+}
+
+/// Where the orchestrator waits for agents that have no port of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// `host:port`, as the desktop reaches it.
+    pub address: String,
+    /// SHA-256 of the certificate that must be shown there (DER), 64 lower-case hex digits.
+    pub certificate_sha256: String,
+}
+
+/// The first thing that an agent says on a [`Line`]; unanswered if it is not accepted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Call {
+    /// The session in the bootstrap.
+    pub session: SessionId,
+    /// The token in the bootstrap.
+    #[serde(serialize_with = "crate::session::expose")]
+    pub token: SecretString,
+    /// The desktop that calls: the host name in the bootstrap.
+    pub desktop: DesktopName,
 }
 
 /// From the agent.

@@ -7,6 +7,8 @@ pub mod agent;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod id;
+#[cfg(feature = "pinned")]
+pub mod pinned;
 pub mod problem;
 pub mod session;
 

@@ -1,4 +1,5 @@
-//! A TLS server known by one fingerprint: RDP servers of desktops, and Proxmox nodes whose certificate nobody signed.
+//! A TLS server known by one fingerprint: RDP servers of desktops, Proxmox nodes whose certificate nobody signed, and the
+//! orchestrator to which agents call.
 
 use data_encoding::HEXLOWER;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Accepts the one certificate with the announced fingerprint; nothing else about it matters.
 #[derive(Debug)]
-pub(crate) struct Pinned {
+pub struct Pinned {
     announced: String,
     seen: Mutex<Option<String>>,
     provider: Arc<CryptoProvider>,
@@ -18,7 +19,7 @@ pub(crate) struct Pinned {
 
 impl Pinned {
     /// `announced`: SHA-256 of the certificate in lower-case hexadecimal digits.
-    pub(crate) fn new(announced: &str, provider: Arc<CryptoProvider>) -> Self {
+    pub fn new(announced: &str, provider: Arc<CryptoProvider>) -> Self {
         Self {
             announced: announced.to_owned(),
             seen: Mutex::default(),
@@ -27,12 +28,12 @@ impl Pinned {
     }
 
     /// The fingerprint that should be shown.
-    pub(crate) fn announced(&self) -> &str {
+    pub fn announced(&self) -> &str {
         &self.announced
     }
 
     /// The fingerprint that was shown last.
-    pub(crate) fn seen(&self) -> Option<String> {
+    pub fn seen(&self) -> Option<String> {
         self.seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

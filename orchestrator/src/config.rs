@@ -3,8 +3,10 @@
 //! Every key has a default, so no file is needed. The environment variable
 //! `MAYFLY_LIMITS__IDLE_S=120` overrides `[limits] idle_s`, `MAYFLY_LISTEN` overrides `listen`, and so on.
 
+use crate::agents::AgentsConfig;
 use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
+use crate::provider::terraform::TerraformConfig;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ const ENVIRONMENT: &str = "MAYFLY_";
 /// Thirty days: nobody keeps a desktop that long on purpose.
 const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
-const OVERRIDABLE: [&str; 4] = ["listen", "state_dir", "limits", "provider"];
+const OVERRIDABLE: [&str; 5] = ["listen", "state_dir", "limits", "agents", "provider"];
 
 /// Why the configuration cannot be used: names the file or variable, the key, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Times and numbers.
     pub limits: Limits,
+    /// Where agents of desktops on other machines call.
+    pub agents: AgentsConfig,
     /// The catalogue; the first is the default.
     pub template: Vec<Template>,
     /// Where desktops come from.
@@ -120,7 +124,7 @@ impl Default for Limits {
 pub struct Template {
     /// What sessions ask for.
     pub name: String,
-    /// `qemu` or `simulated`.
+    /// `qemu`, `terraform` or `simulated`.
     pub provider: ProviderKind,
     /// Processors.
     #[serde(default = "default_cpus")]
@@ -147,6 +151,8 @@ fn default_memory_mib() -> u32 {
 pub enum ProviderKind {
     /// Virtual machines on this host.
     Qemu,
+    /// Virtual machines on Proxmox VE, made by Terraform or OpenTofu.
+    Terraform,
     /// No machines at all: for tests and demonstrations.
     Simulated,
 }
@@ -157,6 +163,7 @@ impl ProviderKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
+            Self::Terraform => "terraform",
             Self::Simulated => "simulated",
         }
     }
@@ -168,6 +175,8 @@ impl ProviderKind {
 pub struct Providers {
     /// `[provider.qemu]`
     pub qemu: QemuConfig,
+    /// `[provider.terraform]`
+    pub terraform: TerraformConfig,
     /// `[provider.simulated]`
     pub simulated: SimulatedConfig,
 }
@@ -178,6 +187,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
             state_dir: PathBuf::new(),
             limits: Limits::default(),
+            agents: AgentsConfig::default(),
             template: vec![Template {
                 name: "desktop".to_owned(),
                 provider: ProviderKind::Qemu,
@@ -299,6 +309,16 @@ impl Config {
                 return wrong(key, value.to_string(), &allowed);
             }
         }
+        let first = self.provider.terraform.first_vm_id;
+        let highest = 999_999_999 - mayfly_api::DesktopName::LIMIT;
+        if !(100..=highest).contains(&first) {
+            let allowed = format!("100 to {highest} is allowed");
+            return wrong(
+                "provider.terraform.first_vm_id",
+                first.to_string(),
+                &allowed,
+            );
+        }
         if self.template.is_empty() {
             return wrong("template", "[]".to_owned(), "at least one is needed");
         }
@@ -331,6 +351,12 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether a template wants that provider.
+    #[must_use]
+    pub fn uses(&self, provider: ProviderKind) -> bool {
+        self.template.iter().any(|t| t.provider == provider)
     }
 
     /// The limits of a template's desktops.

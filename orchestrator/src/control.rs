@@ -65,7 +65,7 @@ pub struct Shared {
     /// The clock.
     pub clock: Clock,
     /// Every secret comes from here.
-    pub secrets: Secrets,
+    pub secrets: Arc<Secrets>,
     /// Who follows what.
     pub hub: Hub,
     /// Wakes the dispatcher.
@@ -134,7 +134,7 @@ impl Control {
     pub async fn start(
         config: Config,
         store: Arc<dyn Store>,
-        secrets: Secrets,
+        secrets: Arc<Secrets>,
         clock: Clock,
         providers: Vec<Arc<dyn Provider>>,
     ) -> Result<Self, StoreError> {

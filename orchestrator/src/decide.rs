@@ -30,6 +30,8 @@ const WARNINGS_S: [u32; 2] = [300, 60];
 pub enum Op {
     /// Make and start the machine.
     Create,
+    /// Wait for the create that an earlier process began, if it goes on without that process.
+    Adopt,
     /// Write the bootstrap, as soon as the guest agent answers.
     Bootstrap,
     /// Ask the RDP server for its certificate until it is the announced one.
@@ -85,6 +87,10 @@ pub struct Facts {
     pub announced: Option<Announcement>,
     /// What went wrong for good while it was being made.
     pub failed: Option<Problem>,
+    /// An earlier process's create does not go on.
+    pub not_adopted: bool,
+    /// A create goes on without this process, and a removal ends it first: nothing is in flight that must be waited for.
+    pub followed: bool,
     /// Why its machine does not run any more.
     pub lost: Option<String>,
     /// The last evidence.
@@ -110,6 +116,8 @@ impl Facts {
             progress: Progress::Untouched,
             announced: None,
             failed: None,
+            not_adopted: false,
+            followed: false,
             lost: None,
             evidence: None,
             removals_failed: 0,
@@ -255,14 +263,14 @@ fn remove(desktop: &Desktop, facts: &Facts, now: Timestamp) -> Action {
     match facts.busy {
         Some(Op::Destroy) => return Action::Wait(None),
         // Cut in the middle, a create may still have effects in flight: let it end, within a bound.
-        Some(Op::Create) => {
+        Some(Op::Create) if !facts.followed => {
             let end = after(desktop.destroying_at().unwrap_or(now), CREATE_GRACE);
             if now < end {
                 return Action::Wait(Some(end));
             }
             return Action::Abandon;
         }
-        Some(Op::Bootstrap | Op::Probe) => return Action::Abandon,
+        Some(Op::Create | Op::Adopt | Op::Bootstrap | Op::Probe) => return Action::Abandon,
         None => {}
     }
     let Some((failed_at, reason)) = &facts.removal_failed else {
@@ -316,7 +324,10 @@ fn prepare(desktop: &Desktop, facts: &Facts, limits: &Limits, now: Timestamp) ->
         // Adopted or just proved: the certificate is known, the desktop untouched by anybody.
         (DesktopPhase::Ready, _) => Action::Claim,
         _ if facts.busy.is_some() => wait,
-        // Another process began it and is no more. A half-made machine is never continued.
+        // Another process began it and is no more. Its child may still make the machine; one that nobody makes is never continued.
+        (DesktopPhase::Creating, Progress::Untouched) if !facts.not_adopted => {
+            Action::Start(Op::Adopt)
+        }
         (_, Progress::Untouched) => Action::Remake,
         (DesktopPhase::Creating, _) => Action::Booting,
         (DesktopPhase::Booting, Progress::Made) => Action::Start(Op::Bootstrap),

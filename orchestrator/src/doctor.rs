@@ -1,14 +1,18 @@
 //! `doctor`: what is missing before desktops can be made, and what to do about it.
 
-use crate::config::Config;
+use crate::config::{Config, ProviderKind};
+use crate::provider::terraform;
 use crate::provider::{Check, CheckStatus};
-use crate::serve::open_providers;
+use crate::serve::open_local_providers;
 use std::net::TcpListener;
 
 /// Looks at everything that can be looked at without starting.
 pub async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![listen(config), state(config)];
-    match open_providers(config) {
+    if config.uses(ProviderKind::Terraform) {
+        checks.extend(terraform::checks(&config.provider.terraform).await);
+    }
+    match open_local_providers(config) {
         Ok(providers) => {
             for provider in providers {
                 checks.extend(provider.preflight().await);

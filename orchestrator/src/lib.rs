@@ -3,6 +3,7 @@
 //! `http` → [`store`] ← [`worker`]: observe, [`decide`] (pure), do, commit. The way in for programs is
 //! [`control::Control`].
 
+pub mod agents;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -11,7 +12,6 @@ pub mod desktop;
 pub mod doctor;
 pub mod http;
 pub mod image;
-mod pinned;
 pub mod process;
 pub mod provider;
 pub mod pve;

@@ -6,6 +6,7 @@
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -96,6 +97,24 @@ pub fn nameless(session: i32) -> io::Result<Vec<Process>> {
     for (process, command_line) in all()? {
         let of_session = || Process::with_session(process.pid).is_some_and(|(_, s)| s == session);
         if command_line.is_empty() && of_session() {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Every live process in whose environment is `mark`, a whole `NAME=value`. Programs that a child starts inherit it, whatever
+/// their command lines and groups are.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn marked(mark: &OsStr) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for (process, _) in all()? {
+        // Of other users' processes it cannot be read: those are not ours.
+        let environment =
+            std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
             found.push(process);
         }
     }

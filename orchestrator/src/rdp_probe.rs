@@ -3,8 +3,8 @@
 //! X.224 connection request with `RDP_NEG_REQ` (MS-RDPBCGR 2.2.1.1), its confirm (2.2.1.2), a TLS handshake, and the
 //! SHA-256 of the leaf. Each probe makes xrdp fork a process, so callers pause between probes.
 
-use crate::pinned::Pinned;
 use data_encoding::HEXLOWER;
+use mayfly_api::pinned::Pinned;
 use rustls::ClientConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;

@@ -1,12 +1,12 @@
 //! One key on disk, every other secret derived from it: nothing secret is stored, and a restart can answer again.
 //!
-//! A secret is `HMAC-SHA256(key, label ‖ 0 ‖ session id)`. Labels keep the uses apart; without the key none of them
+//! A secret is `HMAC-SHA256(key, label ‖ 0 ‖ id)`, of a session or of a desktop. Labels keep the uses apart; without the key none of them
 //! tells anything about another.
 
 use data_encoding::BASE32_NOPAD;
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
-use mayfly_api::SessionId;
+use mayfly_api::{DesktopName, SessionId};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use sha2::Sha256;
 use std::io::Write;
@@ -80,13 +80,13 @@ impl Secrets {
         Ok(Self(SecretBox::new(Box::new(key))))
     }
 
-    fn derive(&self, label: &str, session: SessionId) -> [u8; 32] {
+    fn derive(&self, label: &str, of: &[u8]) -> [u8; 32] {
         // A key of any length is valid for HMAC (RFC 2104).
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(self.0.expose_secret().as_slice())
             .expect("HMAC takes a key of any length");
         mac.update(label.as_bytes());
         mac.update(&[0]);
-        mac.update(session.0.as_bytes());
+        mac.update(of);
         mac.finalize().into_bytes().into()
     }
 
@@ -94,7 +94,7 @@ impl Secrets {
     #[must_use]
     pub fn session_secret(&self, session: SessionId) -> SecretString {
         BASE64URL_NOPAD
-            .encode(&self.derive("session secret", session))
+            .encode(&self.derive("session secret", session.0.as_bytes()))
             .into()
     }
 
@@ -102,7 +102,7 @@ impl Secrets {
     #[must_use]
     pub fn agent_token(&self, session: SessionId) -> SecretString {
         BASE64URL_NOPAD
-            .encode(&self.derive("agent token", session))
+            .encode(&self.derive("agent token", session.0.as_bytes()))
             .into()
     }
 
@@ -110,9 +110,25 @@ impl Secrets {
     #[must_use]
     pub fn password(&self, session: SessionId) -> SecretString {
         BASE32_NOPAD
-            .encode(&self.derive("desktop password", session)[..16])
+            .encode(&self.derive("desktop password", session.0.as_bytes())[..16])
             .to_lowercase()
             .into()
+    }
+
+    /// What a Terraform run shows to load and save the state of its machine.
+    #[must_use]
+    pub fn terraform_password(&self, name: DesktopName) -> SecretString {
+        BASE64URL_NOPAD
+            .encode(&self.derive("terraform state", &name.number().to_be_bytes()))
+            .into()
+    }
+
+    /// The seed (RFC 8032, 32 bytes) of the key that a desktop is configured with over SSH.
+    #[must_use]
+    pub fn ssh_key_seed(&self, name: DesktopName) -> SecretBox<[u8; 32]> {
+        SecretBox::new(Box::new(
+            self.derive("ssh key", &name.number().to_be_bytes()),
+        ))
     }
 }
 

@@ -4,16 +4,23 @@
 //! * One orchestrator per state folder.
 //! * SIGTERM and SIGINT end it within a bound. Desktops go on; the next one takes them up.
 
+use crate::agents::{Agents, Callers};
 use crate::clock::Clock;
 use crate::config::{Config, ProviderKind};
 use crate::control::Control;
+use crate::desktop::Desktop;
 use crate::http;
 use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
-use crate::secret::Secrets;
+use crate::provider::terraform::{self, Terraform};
+use crate::secret::{self, Secrets};
+use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use anyhow::{Context, bail};
+use async_trait::async_trait;
+use mayfly_api::agent::Call;
+use secrecy::ExposeSecret;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -23,6 +30,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
+/// Supervisors run this very program, also after a package upgrade replaced its file.
+const PROGRAM: &str = "/proc/self/exe";
 /// Workers get this long to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,14 +44,29 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
     let _lock = own(&config.state_dir)?;
-    let secrets = Secrets::open(&config.state_dir.join("secret.key"))?;
+    let secrets = Arc::new(Secrets::open(&config.state_dir.join("secret.key"))?);
     let store = open_store(&config).await?;
-    let providers = open_providers(&config)?;
+    let mut providers = open_local_providers(&config)?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("{listen} cannot be listened on; stop what uses it, or set `listen` in the configuration")
     })?;
     let address = listener.local_addr()?;
+    if config.uses(ProviderKind::Terraform) {
+        let store = Arc::new(store.clone());
+        let callers = Known(store.clone(), secrets.clone());
+        let agents = Agents::open(&config.agents, &config.state_dir, Arc::new(callers)).await?;
+        let parts = terraform::Parts {
+            orchestrator: PROGRAM.into(),
+            state: config.state_dir.clone(),
+            machines: store,
+            secrets: secrets.clone(),
+            agents,
+            api: format!("http://{address}"),
+        };
+        let provider = Terraform::new(config.provider.terraform.clone(), parts)?;
+        providers.push(Arc::new(provider));
+    }
     let control = Control::start(
         config,
         Arc::new(store.clone()),
@@ -73,20 +97,33 @@ pub async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
     store.with_context(|| format!("the database {} cannot be used", path.display()))
 }
 
-/// The providers that the catalogue names.
+/// The agents of live desktops are believed.
+struct Known(Arc<dyn Store>, Arc<Secrets>);
+
+#[async_trait]
+impl Callers for Known {
+    async fn believe(&self, call: &Call) -> bool {
+        let token = self.1.agent_token(call.session);
+        if !secret::same(&token, call.token.expose_secret()) {
+            return false;
+        }
+        let record = self.0.get(call.session).await.ok().flatten();
+        record.is_some_and(|r| r.live_desktop().map(Desktop::name) == Some(call.desktop))
+    }
+}
+
+/// The providers of this machine that the catalogue names.
 ///
 /// # Errors
 /// What is wrong with one of them.
-pub fn open_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provider>>> {
-    let wanted = |kind| config.template.iter().any(|t| t.provider == kind);
+pub fn open_local_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provider>>> {
     let mut providers: Vec<Arc<dyn Provider>> = Vec::new();
-    if wanted(ProviderKind::Qemu) {
-        // Supervisors run this very program, also after a package upgrade replaced its file.
-        let program = "/proc/self/exe".into();
-        let qemu = Qemu::new(config.provider.qemu.clone(), &config.state_dir, program)?;
+    if config.uses(ProviderKind::Qemu) {
+        let settings = config.provider.qemu.clone();
+        let qemu = Qemu::new(settings, &config.state_dir, PROGRAM.into())?;
         providers.push(Arc::new(qemu));
     }
-    if wanted(ProviderKind::Simulated) {
+    if config.uses(ProviderKind::Simulated) {
         let folder = config.state_dir.join("simulated");
         let simulated = Simulated::open(config.provider.simulated.clone(), &folder)?;
         providers.push(Arc::new(simulated));

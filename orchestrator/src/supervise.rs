@@ -125,6 +125,15 @@ pub struct Terms {
     pub max_output: u64,
 }
 
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// The program and its arguments.
+    pub command: &'a [OsString],
+    /// Its environment, and nothing but it; `None`: ours.
+    pub environment: Option<&'a [(OsString, OsString)]>,
+}
+
 impl<'a> Supervised<'a> {
     /// The child whose record is, or will be, in `folder`.
     #[must_use]
@@ -132,7 +141,7 @@ impl<'a> Supervised<'a> {
         Self { folder }
     }
 
-    /// Starts `command` under a supervisor, whose binary is `orchestrator`. Returns once the supervisor is started.
+    /// Starts `program` under a supervisor, whose binary is `orchestrator`. Returns once the supervisor is started.
     ///
     /// # Errors
     /// The supervisor cannot be started.
@@ -140,10 +149,14 @@ impl<'a> Supervised<'a> {
         &self,
         orchestrator: &Path,
         terms: Terms,
-        command: &[OsString],
+        program: Program<'_>,
     ) -> io::Result<tokio::process::Child> {
         let log = File::create(self.folder.join(OWN_LOG))?;
-        tokio::process::Command::new(orchestrator)
+        let mut supervisor = tokio::process::Command::new(orchestrator);
+        if let Some(environment) = program.environment {
+            supervisor.env_clear().envs(environment.iter().cloned());
+        }
+        supervisor
             .arg("supervise")
             .arg("--record")
             .arg(self.folder)
@@ -151,7 +164,7 @@ impl<'a> Supervised<'a> {
             .args(["--patience-s", &terms.patience.as_secs().to_string()])
             .args(["--max-output", &terms.max_output.to_string()])
             .arg("--")
-            .args(command)
+            .args(program.command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -207,6 +220,16 @@ impl<'a> Supervised<'a> {
             .map(|file| tail(&self.folder.join(file), limit))
             .find(|words| !words.is_empty())
             .unwrap_or_default()
+    }
+
+    /// All of its output that is kept.
+    #[must_use]
+    pub fn output(&self) -> String {
+        [OLD_OUTPUT, OUTPUT]
+            .iter()
+            .map(|file| std::fs::read(self.folder.join(file)).unwrap_or_default())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
     }
 
     fn record(&self) -> Option<Record> {

@@ -136,7 +136,10 @@ impl Worker {
         if self.facts.as_ref().is_none_or(|f| f.name != name) {
             self.companions.shutdown().await;
             self.operation.shutdown().await;
-            self.facts = Some(Facts::new(name, self.shared.clock.now()));
+            self.facts = Some(Facts {
+                followed: provider.is_followed(),
+                ..Facts::new(name, self.shared.clock.now())
+            });
         }
         let runs = matches!(
             desktop.phase(),
@@ -190,7 +193,7 @@ impl Worker {
             (Err(_), None) => return,
         };
         match (op, result) {
-            (Op::Create, Ok(())) => facts.progress = Progress::Made,
+            (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
             (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
             (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
             (Op::Destroy, Ok(())) => facts.removed = true,
@@ -198,6 +201,10 @@ impl Worker {
                 warn!(session = %self.id, desktop = %facts.name, problem = problem.detail, "not removed; trying again");
                 facts.removals_failed += 1;
                 facts.removal_failed = Some((now, problem.detail));
+            }
+            (Op::Adopt, Err(problem)) => {
+                debug!(session = %self.id, desktop = %facts.name, problem = problem.detail, "not adopted");
+                facts.not_adopted = true;
             }
             (op, Err(problem)) => {
                 warn!(session = %self.id, desktop = %facts.name, ?op, problem = problem.detail, "failed");
@@ -422,6 +429,19 @@ impl Worker {
                     (op, made.map_err(|e| problem_of(&e)))
                 });
             }
+            Op::Adopt => {
+                self.operation.spawn(async move {
+                    let adopted = match provider.adopt(name).await {
+                        Ok(true) => Ok(()),
+                        Ok(false) => {
+                            let what = format!("nothing makes {name} any more");
+                            Err(Problem::new(ProblemCode::CreateFailed, what))
+                        }
+                        Err(error) => Err(problem_of(&error)),
+                    };
+                    (op, adopted)
+                });
+            }
             Op::Bootstrap => {
                 let bootstrap = self.bootstrap(name, record);
                 self.operation
@@ -454,6 +474,7 @@ impl Worker {
         let left = between(self.shared.clock.now(), record.expires_at);
         DesktopSpec {
             name,
+            session: self.id,
             cpus,
             memory_mib,
             lifetime: left + LIFETIME_MARGIN,
@@ -473,6 +494,7 @@ impl Worker {
             time_zone: record.wish.time_zone.clone(),
             keyboard: record.wish.keyboard.clone(),
             silence_limit_s: self.shared.config.limits.silence_s,
+            line: None,
         }
     }
 }

@@ -19,4 +19,5 @@ pub mod caller;
 pub mod lab;
 pub mod machine;
 pub mod sessions;
+pub mod site;
 pub use mayfly_micro_guest as micro_guest;

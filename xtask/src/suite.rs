@@ -53,11 +53,14 @@ struct Suite<'a> {
     desktop: Option<PathBuf>,
     /// A Python that has fakepve.
     fakepve: Option<PathBuf>,
+    terraform: Option<terraform::Tools>,
 }
 
 /// The crate whose tests cross crates, and its test program that needs the real desktop.
 const LAB: &str = "mayfly-tests";
 const REAL: &str = "desktop";
+/// The test program with a Proxmox site.
+const SITE: &str = "proxmox";
 
 /// A program of tests that cargo built.
 #[derive(Clone)]
@@ -146,7 +149,23 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "scenarios",
         what: "the lab, and whole sessions on the micro guest",
-        work: |suite| suite.run_tests(&[], |test| test.package == LAB && test.name != REAL),
+        work: |suite| {
+            suite.run_tests(&[], |test| {
+                test.package == LAB && test.name != REAL && test.name != SITE
+            })
+        },
+    },
+    Stage {
+        name: "proxmox",
+        what: "the same by Terraform on the lab of Proxmox VE, with machines of the micro guest",
+        work: |suite| {
+            suite.fakepve()?;
+            suite.terraform()?;
+            // One site at a time: each has up to three machines on as many cores as there are.
+            suite.run_tests(&["--test-threads=1"], |test| {
+                test.package == LAB && test.name == SITE
+            })
+        },
     },
     Stage {
         name: "image",
@@ -274,6 +293,7 @@ impl<'a> Suite<'a> {
             micro: None,
             desktop: None,
             fakepve: None,
+            terraform: None,
         })
     }
 
@@ -357,6 +377,13 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
+    fn terraform(&mut self) -> Result<()> {
+        if self.terraform.is_none() {
+            self.terraform = Some(terraform::tools(self.house)?);
+        }
+        Ok(())
+    }
+
     /// What tests find their tools by.
     fn environment(&self, command: &mut std::process::Command) {
         command
@@ -371,6 +398,11 @@ impl<'a> Suite<'a> {
         }
         if let Some(python) = &self.fakepve {
             command.env("MAYFLY_FAKEPVE", python);
+        }
+        if let Some(tools) = &self.terraform {
+            command
+                .env("MAYFLY_TOFU", &tools.program)
+                .env("MAYFLY_PLUGINS", &tools.plugins);
         }
     }
 
@@ -461,7 +493,15 @@ fn files_below(path: &Path) -> Vec<String> {
     };
     entries
         .flatten()
-        .map(|entry| format!("file {}", entry.path().display()))
+        .map(|entry| entry.path())
+        .flat_map(|path| {
+            let below = if path.is_dir() && !path.is_symlink() {
+                files_below(&path)
+            } else {
+                Vec::new()
+            };
+            std::iter::once(format!("file {}", path.display())).chain(below)
+        })
         .collect()
 }
 

@@ -20,14 +20,35 @@ const UNVERIFIED: &[&str] = &["proxmox-telmate"];
 /// The inputs: one file, the same in every module.
 const INPUTS: &str = "variables.tf";
 
-/// Checks every module with every tool.
-pub(crate) fn check(house: &House, tmp: &Path, tally: &mut Tally) -> Result<()> {
-    let tofu = tools::go_program(
+/// What a run of a module needs.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    /// OpenTofu.
+    pub(crate) program: PathBuf,
+    /// A file system mirror with the provider.
+    pub(crate) plugins: PathBuf,
+}
+
+/// Makes them, unless they are cached.
+pub(crate) fn tools(house: &House) -> Result<Tools> {
+    let program = tools::go_program(
         house,
         "terraform/opentofu",
         "github.com/opentofu/opentofu/cmd/tofu",
         "-X github.com/opentofu/opentofu/version.dev=no",
     )?;
+    Ok(Tools {
+        program,
+        plugins: mirror(house)?,
+    })
+}
+
+/// Checks every module with every tool.
+pub(crate) fn check(house: &House, tmp: &Path, tally: &mut Tally) -> Result<()> {
+    let Tools {
+        program: tofu,
+        plugins: mirror,
+    } = tools(house)?;
     let modules = house.root.join("terraform");
     let inputs = |module: &str| {
         let path = modules.join(module).join(INPUTS);
@@ -43,7 +64,6 @@ pub(crate) fn check(house: &House, tmp: &Path, tally: &mut Tally) -> Result<()> 
     let folder = tmp.join("terraform");
     fs::create_dir_all(&folder)?;
     let settings = folder.join("cli.tfrc");
-    let mirror = mirror(house)?;
     fs::write(
         &settings,
         format!(

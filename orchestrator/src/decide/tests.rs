@@ -155,7 +155,7 @@ impl Model {
         };
         let Some(op) = facts.busy.take() else { return };
         match (op, well) {
-            (Op::Create, true) => facts.progress = Progress::Made,
+            (Op::Create | Op::Adopt, true) => facts.progress = Progress::Made,
             (Op::Bootstrap, true) => facts.progress = Progress::Bootstrapped,
             (Op::Probe, true) => facts.progress = Progress::Proved,
             (Op::Destroy, true) => {
@@ -166,6 +166,7 @@ impl Model {
                 facts.removals_failed += 1;
                 facts.removal_failed = Some((self.now, "busy".to_owned()));
             }
+            (Op::Adopt, false) => facts.not_adopted = true,
             (_, false) => {
                 facts.failed = Some(Problem::new(ProblemCode::CreateFailed, "it broke"));
             }
@@ -464,11 +465,24 @@ fn an_interrupted_create_is_replaced_by_another_desktop() {
     model.happen(&Event::Place);
     let first = model.live().unwrap();
     model.happen(&Event::Crash);
+    // Nobody makes it any more.
+    model.happen(&Event::OpFails);
     assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Destroying));
     model.happen(&Event::Succeed);
     model.happen(&Event::Place);
     assert_ne!(model.live(), Some(first));
     assert_eq!(model.record.phase, SessionPhase::Preparing);
+}
+
+#[test]
+fn a_create_that_goes_on_without_its_orchestrator_is_adopted() {
+    let mut model = Model::new(Origin::V1);
+    model.happen(&Event::Place);
+    let first = model.live();
+    model.happen(&Event::Crash);
+    model.happen(&Event::Succeed);
+    assert_eq!(model.live(), first);
+    assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Booting));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod guard;
 mod prototype;
 mod refusal;
 mod sessions;
+pub mod terraform;
 
 use crate::control::Control;
 use axum::Router;
@@ -76,12 +77,17 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// The service.
 pub fn router(control: Control) -> Router {
     let (router, _) = routes().split_for_parts();
+    let backend = terraform::Backend {
+        machines: control.shared.store.clone(),
+        secrets: control.shared.secrets.clone(),
+    };
     router
+        .with_state(control)
+        .merge(terraform::router(backend))
         .fallback(refusal::no_such_path)
         .method_not_allowed_fallback(refusal::no_such_method)
         .layer(middleware::from_fn(guard::only_from_here))
         .layer(CatchPanicLayer::custom(refusal::panicked))
-        .with_state(control)
 }
 
 /// Serves until the orchestrator stops, then closes event streams and gives open calls a bounded time.

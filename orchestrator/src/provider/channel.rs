@@ -1,12 +1,10 @@
-//! The channel to a desktop's agent: JSON lines over a virtio-serial port, which QEMU shows as a unix socket.
+//! The channel to a desktop's agent: JSON lines over whatever carries bytes. A virtio-serial port, which QEMU shows as a unix
+//! socket; or the line that an agent opened over the network.
 
-use super::super::AgentChannel;
+use super::AgentChannel;
 use mayfly_api::agent::{FromAgent, ToAgent};
 use std::io;
-use std::path::Path;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
 /// The guest is not trusted: a line may not grow without end.
@@ -14,9 +12,9 @@ const MAX_LINE: u64 = 64 << 10;
 /// Messages that wait for their reader; after that the guest waits.
 const QUEUE: usize = 32;
 
-/// Opens the channel. It closes when either end of the returned pair is dropped, or with the machine.
-pub(super) async fn open(socket: &Path) -> io::Result<AgentChannel> {
-    let (reader, writer) = UnixStream::connect(socket).await?.into_split();
+/// A channel over `stream`. It closes when either end of the returned pair is dropped, or with the stream.
+pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> AgentChannel {
+    let (reader, writer) = tokio::io::split(stream);
     let (to_control, from_agent) = mpsc::channel(QUEUE);
     let (to_agent, from_control) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -27,13 +25,16 @@ pub(super) async fn open(socket: &Path) -> io::Result<AgentChannel> {
             () = closed.closed() => {}
         }
     });
-    Ok(AgentChannel {
+    AgentChannel {
         from_agent,
         to_agent,
-    })
+    }
 }
 
-async fn receive(reader: OwnedReadHalf, to_control: mpsc::Sender<FromAgent>) -> io::Result<()> {
+async fn receive(
+    reader: impl AsyncRead + Unpin,
+    to_control: mpsc::Sender<FromAgent>,
+) -> io::Result<()> {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     // The first piece may be the end of a line whose beginning an earlier connection took.
@@ -56,13 +57,14 @@ async fn receive(reader: OwnedReadHalf, to_control: mpsc::Sender<FromAgent>) -> 
 }
 
 async fn send(
-    mut writer: OwnedWriteHalf,
+    mut writer: impl AsyncWrite + Unpin,
     mut from_control: mpsc::Receiver<ToAgent>,
 ) -> io::Result<()> {
     while let Some(message) = from_control.recv().await {
         let mut line = serde_json::to_vec(&message)?;
         line.push(b'\n');
         writer.write_all(&line).await?;
+        writer.flush().await?;
     }
     Ok(())
 }
@@ -70,16 +72,13 @@ async fn send(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::UnixListener;
+    use tokio::net::UnixStream;
 
     #[tokio::test]
     async fn messages_go_both_ways_and_noise_is_passed_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
-        let listener = UnixListener::bind(&path).unwrap();
-        let mut channel = open(&path).await.unwrap();
-        let (guest, _) = listener.accept().await.unwrap();
-        let mut guest = BufReader::new(guest);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut channel = over(ours);
+        let mut guest = BufReader::new(theirs);
         guest
             .write_all(b"ctions\":0}\n{\"type\":\"from_the_future\"}\n{\"type\":\"evidence\",\"connections\":1}\n")
             .await
@@ -97,22 +96,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_channel_closes_the_connection() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
-        let listener = UnixListener::bind(&path).unwrap();
-        let channel = open(&path).await.unwrap();
-        let (mut guest, _) = listener.accept().await.unwrap();
-        drop(channel);
-        assert_eq!(guest.read(&mut [0; 8]).await.unwrap(), 0);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        drop(over(ours));
+        assert_eq!(theirs.read(&mut [0; 8]).await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn the_messages_end_with_the_machine() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
-        let listener = UnixListener::bind(&path).unwrap();
-        let mut channel = open(&path).await.unwrap();
-        drop(listener.accept().await.unwrap());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut channel = over(ours);
+        drop(theirs);
         assert!(channel.from_agent.recv().await.is_none());
     }
 }

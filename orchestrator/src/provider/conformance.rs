@@ -59,6 +59,7 @@ fn spec(world: &dyn World, name: DesktopName) -> DesktopSpec {
     let (cpus, memory_mib) = world.size();
     DesktopSpec {
         name,
+        session: mayfly_api::SessionId::new(),
         cpus,
         memory_mib,
         lifetime: Duration::from_secs(600),
@@ -116,6 +117,7 @@ pub async fn a_desktop_lives_and_dies(world: &dyn World) {
         time_zone: None,
         keyboard: None,
         silence_limit_s: 600,
+        line: None,
     };
     wait_for("the bootstrap is taken", async || {
         match provider.bootstrap(name, &bootstrap).await {

@@ -1,22 +1,27 @@
 //! Where desktops come from. One trait; the control plane knows nothing else about machines.
 
 use async_trait::async_trait;
-use mayfly_api::DesktopName;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
+use mayfly_api::{DesktopName, SessionId};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+pub(crate) mod channel;
 pub mod conformance;
 pub mod qemu;
 pub mod simulated;
+pub mod terraform;
 
 /// What the control plane commits before a machine is made: enough to find it and remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesktopSpec {
     /// Its name; the number in it is never used twice.
     pub name: DesktopName,
+    /// The session that it is made for.
+    pub session: SessionId,
     /// Processors.
     pub cpus: u32,
     /// Memory, in MiB.
@@ -110,6 +115,18 @@ pub trait Provider: Send + Sync + 'static {
     /// Makes and starts a machine.
     async fn create(&self, spec: &DesktopSpec) -> Result<(), ProviderError>;
 
+    /// Whether a create goes on without this process, and `destroy` ends one that goes on. Then [`Provider::create`] may be
+    /// dropped at any point, and [`Provider::adopt`] finds it again.
+    fn is_followed(&self) -> bool {
+        false
+    }
+
+    /// Waits for a create that an earlier process began. `false`: it does not go on, or failed; what there is of the machine is to
+    /// be removed.
+    async fn adopt(&self, _: DesktopName) -> Result<bool, ProviderError> {
+        Ok(false)
+    }
+
     /// What there is of a machine now.
     async fn state(&self, name: DesktopName) -> Result<MachineState, ProviderError>;
 
@@ -131,4 +148,19 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Every machine of ours that exists, in whole or in part.
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError>;
+}
+
+/// Locks of desktops, each for as long as somebody has or waits for it.
+type Locks = Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>;
+
+/// The lock under which one create or destroy at a time runs for each desktop.
+fn lock_of(locks: &Locks, name: DesktopName) -> Arc<tokio::sync::Mutex<()>> {
+    let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
+    locks.retain(|_, lock| lock.strong_count() > 0);
+    let known = locks.get(&name).and_then(Weak::upgrade);
+    known.unwrap_or_else(|| {
+        let lock = Arc::default();
+        locks.insert(name, Arc::downgrade(&lock));
+        lock
+    })
 }

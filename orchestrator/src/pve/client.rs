@@ -1,11 +1,11 @@
 //! The thin edge: sends a [`Call`], and reads what comes back.
 
-use super::call::{Call, Method};
+use super::call::{self, Call, Method};
 use super::error::{Effect, PveError};
 use super::token::Token;
 use super::trust::Trust;
-use crate::pinned::Pinned;
 use bytes::Bytes;
+use data_encoding::BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,11 +15,14 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use mayfly_api::pinned::Pinned;
+use rustls::pki_types::ServerName;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +114,7 @@ pub struct Client {
     token: String,
     authorization: HeaderValue,
     pinned: Option<Arc<Pinned>>,
+    tls: Arc<rustls::ClientConfig>,
     limits: Limits,
 }
 
@@ -145,13 +149,14 @@ impl Client {
     pub fn new(endpoint: &Endpoint) -> Result<Self, SettingsError> {
         let address = checked_address(&endpoint.address)?;
         let (tls, pinned) = endpoint.trust.tls()?;
+        let tls = Arc::new(tls);
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(endpoint.limits.connect));
         // HTTP/1.1 only: HTTP/2 has no reason phrase, and that is where Proxmox VE says what is wrong.
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
+            .with_tls_config((*tls).clone())
             .https_only()
             .enable_http1()
             .wrap_connector(tcp);
@@ -165,6 +170,7 @@ impl Client {
             token: endpoint.token.id().to_owned(),
             authorization: endpoint.token.header()?,
             pinned,
+            tls,
             limits: endpoint.limits,
         })
     }
@@ -205,6 +211,34 @@ impl Client {
                 limit: self.limits.call,
             }),
         }
+    }
+
+    /// The certificate that is shown there, in PEM, if it is one that is believed.
+    ///
+    /// # Errors
+    /// See [`PveError`].
+    pub async fn certificate(&self) -> Result<String, PveError> {
+        let call = call::version();
+        let shake = async {
+            let uri: Uri = self.address.parse().map_err(io::Error::other)?;
+            let host = uri.host().unwrap_or_default();
+            let socket =
+                tokio::net::TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+            let name = host.trim_matches(['[', ']']).to_owned();
+            let name = ServerName::try_from(name).map_err(io::Error::other)?;
+            let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
+            connector.connect(name, socket).await
+        };
+        let shaken = tokio::time::timeout(self.limits.call, shake)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| self.transport(&call, &error, true))?;
+        let shown = shaken.get_ref().1.peer_certificates();
+        let leaf = shown.and_then(<[_]>::first).map(AsRef::as_ref);
+        Ok(format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            BASE64.encode(leaf.unwrap_or_default())
+        ))
     }
 
     async fn exchange<T: DeserializeOwned>(&self, call: &Call<T>) -> Result<T, PveError> {

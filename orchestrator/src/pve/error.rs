@@ -48,7 +48,8 @@ pub enum Cause {
 
 impl Cause {
     /// Reads what Proxmox VE's Perl sources say when they die. Texts, not codes: it has no others.
-    pub(super) fn of(text: &str) -> Self {
+    #[must_use]
+    pub fn of(text: &str) -> Self {
         let has = |words: &str| text.contains(words);
         // `VM quit/powerdown failed - got timeout` is no lock, `qmp command 'guest-ping' failed - got timeout` neither.
         if has("can't lock file") || has("got lock request timeout") || has("is locked (") {

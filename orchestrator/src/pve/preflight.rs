@@ -150,6 +150,8 @@ pub fn needs(wanted: &Wanted, major: u32) -> Vec<Need> {
         ("VM.Config.CPU", "to set processors"),
         ("VM.Config.Memory", "to set memory"),
         ("VM.Config.Disk", "to enlarge the disk"),
+        ("VM.Config.CDROM", "to attach the cloud-init drive"),
+        ("VM.Config.HWType", "to set what Terraform's provider sets"),
     ] {
         need(&desktops, &[privilege], reason, Error);
     }
@@ -182,10 +184,13 @@ pub fn needs(wanted: &Wanted, major: u32) -> Vec<Need> {
     );
     need(
         &storage,
-        &["Datastore.Audit", "Datastore.AllocateSpace"],
-        "to see how full it is",
-        Warning,
+        &["Datastore.Audit"],
+        "to see the storage and how full it is",
+        Error,
     );
+    if wanted.pool.is_some() {
+        need(&desktops, &["Pool.Audit"], "to see the pool", Error);
+    }
     need(&wanted.network, &["SDN.Use"], "to use the bridge", Error);
     need(
         "/nodes",

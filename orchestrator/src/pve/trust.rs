@@ -1,8 +1,8 @@
 //! Whose certificate is believed.
 
 use super::client::SettingsError;
-use crate::pinned::Pinned;
 use data_encoding::HEXLOWER_PERMISSIVE;
+use mayfly_api::pinned::Pinned;
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

@@ -6,6 +6,7 @@
 //! * [`Store::update`] shows the change the latest state, and no other change comes in between.
 //! * A desktop's number is never handed out twice.
 
+pub mod machines;
 pub mod sqlite;
 
 use crate::config::Limits;
@@ -72,7 +73,7 @@ pub type Changing<'a> = Box<dyn FnOnce(&mut Record) -> Change + Send + 'a>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: machines::Machines {
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

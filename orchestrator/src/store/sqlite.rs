@@ -21,8 +21,8 @@ use std::time::Duration;
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    pub(super) writer: SqlitePool,
+    pub(super) readers: SqlitePool,
 }
 
 impl SqliteStore {
@@ -56,7 +56,7 @@ impl SqliteStore {
         self.writer.close().await;
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 }
@@ -321,7 +321,7 @@ fn ms(value: Option<u64>) -> Option<i64> {
     value.map(|v| i64::try_from(v).unwrap_or(i64::MAX))
 }
 
-fn desktop_name(number: i64) -> Result<DesktopName, StoreError> {
+pub(super) fn desktop_name(number: i64) -> Result<DesktopName, StoreError> {
     u32::try_from(number)
         .ok()
         .and_then(DesktopName::from_number)

@@ -82,6 +82,7 @@ async fn a_machine_that_nobody_owns_is_removed() {
     let orphan = DesktopName::from_number(0xfff).unwrap();
     let spec = DesktopSpec {
         name: orphan,
+        session: mayfly_api::SessionId::new(),
         cpus: 1,
         memory_mib: 128,
         lifetime: Duration::from_secs(600),

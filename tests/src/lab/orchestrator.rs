@@ -23,6 +23,8 @@ pub enum Provider {
     SimulatedWith(&'static str),
     /// Real machines from this image folder (see [`super::image_folder`]).
     Qemu(PathBuf),
+    /// Machines of a site; these parts of a configuration name it (see [`crate::site::Site::configuration`]).
+    Terraform(String),
 }
 
 /// A running `mayfly-orchestrator serve`.
@@ -59,6 +61,7 @@ impl Orchestrator {
                     lab.address_prefix()
                 ),
             ),
+            Provider::Terraform(site) => ("terraform", site.clone()),
         };
         let config = lab.path("config/orchestrator.toml");
         std::fs::write(

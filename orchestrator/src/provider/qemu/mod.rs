@@ -12,7 +12,6 @@
 //! is believed gone before `/proc` and the file system say so.
 
 mod accel;
-mod channel;
 mod guest_agent;
 mod image;
 mod machine;
@@ -23,9 +22,11 @@ pub mod uplink;
 pub use accel::Accel;
 pub use image::{Image, ImageError};
 
-use super::{AgentChannel, Check, DesktopSpec, MachineState, Provider, ProviderError, Steps};
+use super::{
+    AgentChannel, Check, DesktopSpec, Locks, MachineState, Provider, ProviderError, Steps, channel,
+};
 use crate::process::{self, Process};
-use crate::supervise::{Cause, Exit, Status, Supervised, Terms};
+use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
 use accel::Kvm;
 use async_trait::async_trait;
 use guest_agent::GuestAgentError;
@@ -35,13 +36,13 @@ use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
 use qmp::Qmp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The longest path of a unix socket (unix(7)).
@@ -141,7 +142,7 @@ pub struct Qemu {
     folders: PathBuf,
     sockets: PathBuf,
     steps: Steps,
-    locks: Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>,
+    locks: Locks,
     trial: tokio::sync::Mutex<()>,
     version: tokio::sync::OnceCell<String>,
 }
@@ -210,17 +211,7 @@ impl Qemu {
 
     /// One create or destroy at a time for each desktop.
     async fn lock(&self, name: DesktopName) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            let known = locks.get(&name).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let lock = Arc::default();
-                locks.insert(name, Arc::downgrade(&lock));
-                lock
-            })
-        };
-        lock.lock_owned().await
+        super::lock_of(&self.locks, name).lock_owned().await
     }
 
     fn step(&self, step: &'static str) -> Result<(), ProviderError> {
@@ -415,8 +406,12 @@ impl Provider for Qemu {
             patience: Duration::from_secs(3),
             max_output: CONSOLE,
         };
+        let program = Program {
+            command: &command,
+            environment: None,
+        };
         let supervisor = Supervised::at(&machine.folder)
-            .start(&self.orchestrator, terms, &command)
+            .start(&self.orchestrator, terms, program)
             .map_err(|error| failed("cannot start", &self.orchestrator, &error))?;
         self.step("create: supervisor started")?;
         self.wait_until_it_runs(&machine, supervisor).await?;
@@ -467,9 +462,10 @@ impl Provider for Qemu {
 
     async fn agent(&self, name: DesktopName) -> Result<AgentChannel, ProviderError> {
         let machine = self.require_running(name).await?;
-        channel::open(&machine.agent())
+        let port = tokio::net::UnixStream::connect(machine.agent())
             .await
-            .map_err(|error| failed("cannot connect to", &machine.agent(), &error))
+            .map_err(|error| failed("cannot connect to", &machine.agent(), &error))?;
+        Ok(channel::over(port))
     }
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
@@ -716,6 +712,7 @@ mod tests {
         let qemu = Qemu::new(QemuConfig::default(), state.path(), "x".into()).unwrap();
         let spec = DesktopSpec {
             name: DesktopName::from_number(1).unwrap(),
+            session: mayfly_api::SessionId::new(),
             cpus: 1,
             memory_mib: 64,
             lifetime: Duration::from_secs(60),

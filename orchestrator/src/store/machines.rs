@@ -1,0 +1,188 @@
+//! What is remembered of machines that Terraform makes: where each was placed, and Terraform's state of it under its lock.
+//!
+//! # Guarantees
+//! * A machine is reserved once; state and lock of one that is not reserved do not exist and cannot be made.
+//! * A state is saved only by who holds its lock.
+//! * What an operation returned is durable.
+
+use super::StoreError;
+use super::sqlite::{SqliteStore, desktop_name};
+use async_trait::async_trait;
+use mayfly_api::DesktopName;
+
+/// A machine that may exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Its desktop.
+    pub name: DesktopName,
+    /// The node it was placed on. It may have been migrated since.
+    pub node: String,
+    /// Its memory.
+    pub memory_mib: u32,
+}
+
+/// What became of an attempt to lock, unlock or save.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// Done.
+    Done,
+    /// Somebody else holds the lock, and said this of themselves (JSON).
+    Held(String),
+    /// There is no such machine, or nobody holds its lock.
+    Nothing,
+}
+
+/// See the module.
+#[async_trait]
+pub trait Machines: Send + Sync + 'static {
+    /// Reserves a machine; `false` if it is reserved already.
+    async fn reserve(&self, machine: &Reserved) -> Result<bool, StoreError>;
+
+    /// Every machine that may exist.
+    async fn reserved(&self) -> Result<Vec<Reserved>, StoreError>;
+
+    /// Locks its state.
+    async fn lock(&self, name: DesktopName, id: &str, info: &str) -> Result<Locking, StoreError>;
+
+    /// Unlocks its state.
+    async fn unlock(&self, name: DesktopName, id: &str) -> Result<Locking, StoreError>;
+
+    /// Saves its state under the lock with that id.
+    async fn save(&self, name: DesktopName, id: &str, state: &[u8]) -> Result<Locking, StoreError>;
+
+    /// Its state, if it has one.
+    async fn state(&self, name: DesktopName) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Forgets it, with lock and state.
+    async fn release(&self, name: DesktopName) -> Result<(), StoreError>;
+}
+
+impl SqliteStore {
+    /// Runs a change that only who holds the lock may make, and says why if it changed nothing.
+    async fn under_lock(
+        &self,
+        name: DesktopName,
+        change: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+    ) -> Result<Locking, StoreError> {
+        let mut tx = self.begin().await?;
+        if change.execute(&mut *tx).await?.rows_affected() > 0 {
+            tx.commit().await?;
+            return Ok(Locking::Done);
+        }
+        let held: Option<Option<String>> =
+            sqlx::query_scalar("SELECT lock FROM machine WHERE number = ?")
+                .bind(name.number())
+                .fetch_optional(&mut *tx)
+                .await?;
+        Ok(held.flatten().map_or(Locking::Nothing, Locking::Held))
+    }
+}
+
+#[async_trait]
+impl Machines for SqliteStore {
+    async fn reserve(&self, machine: &Reserved) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "INSERT INTO machine (number, node, memory_mib) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(machine.name.number())
+        .bind(&machine.node)
+        .bind(machine.memory_mib)
+        .execute(&self.writer)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn reserved(&self) -> Result<Vec<Reserved>, StoreError> {
+        let rows: Vec<(i64, String, u32)> =
+            sqlx::query_as("SELECT number, node, memory_mib FROM machine ORDER BY number")
+                .fetch_all(&self.readers)
+                .await?;
+        rows.into_iter()
+            .map(|(number, node, memory_mib)| {
+                Ok(Reserved {
+                    name: desktop_name(number)?,
+                    node,
+                    memory_mib,
+                })
+            })
+            .collect()
+    }
+
+    async fn lock(&self, name: DesktopName, id: &str, info: &str) -> Result<Locking, StoreError> {
+        let change = sqlx::query(
+            "UPDATE machine SET lock_id = ?, lock = ? WHERE number = ? AND lock_id IS NULL",
+        );
+        let change = change.bind(id).bind(info).bind(name.number());
+        self.under_lock(name, change).await
+    }
+
+    async fn unlock(&self, name: DesktopName, id: &str) -> Result<Locking, StoreError> {
+        let change = sqlx::query(
+            "UPDATE machine SET lock_id = NULL, lock = NULL WHERE number = ? AND lock_id = ?",
+        );
+        self.under_lock(name, change.bind(name.number()).bind(id))
+            .await
+    }
+
+    async fn save(&self, name: DesktopName, id: &str, state: &[u8]) -> Result<Locking, StoreError> {
+        let change = sqlx::query("UPDATE machine SET state = ? WHERE number = ? AND lock_id = ?");
+        self.under_lock(name, change.bind(state).bind(name.number()).bind(id))
+            .await
+    }
+
+    async fn state(&self, name: DesktopName) -> Result<Option<Vec<u8>>, StoreError> {
+        let state: Option<Option<Vec<u8>>> =
+            sqlx::query_scalar("SELECT state FROM machine WHERE number = ?")
+                .bind(name.number())
+                .fetch_optional(&self.readers)
+                .await?;
+        Ok(state.flatten())
+    }
+
+    async fn release(&self, name: DesktopName) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM machine WHERE number = ?")
+            .bind(name.number())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_state_is_saved_only_under_its_lock_and_ends_with_its_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("db")).await.unwrap();
+        let name = DesktopName::from_number(3).unwrap();
+        let machine = Reserved {
+            name,
+            node: "pve1".to_owned(),
+            memory_mib: 512,
+        };
+        let held = Locking::Held("{\"who\":\"a\"}".to_owned());
+
+        assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
+        assert!(store.reserve(&machine).await.unwrap());
+        assert!(!store.reserve(&machine).await.unwrap());
+        assert_eq!(store.reserved().await.unwrap(), [machine]);
+
+        let not_locked = store.save(name, "a", b"1").await.unwrap();
+        assert_eq!(not_locked, Locking::Nothing);
+        let locked = store.lock(name, "a", "{\"who\":\"a\"}").await.unwrap();
+        assert_eq!(locked, Locking::Done);
+        assert_eq!(store.lock(name, "b", "{}").await.unwrap(), held);
+        assert_eq!(store.save(name, "b", b"2").await.unwrap(), held);
+        assert_eq!(store.save(name, "a", b"1").await.unwrap(), Locking::Done);
+        assert_eq!(store.unlock(name, "b").await.unwrap(), held);
+        assert_eq!(store.unlock(name, "a").await.unwrap(), Locking::Done);
+        assert_eq!(store.save(name, "a", b"3").await.unwrap(), Locking::Nothing);
+        assert_eq!(store.state(name).await.unwrap().unwrap(), b"1");
+
+        store.release(name).await.unwrap();
+        assert_eq!(store.state(name).await.unwrap(), None);
+        assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
+    }
+}

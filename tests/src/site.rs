@@ -1,0 +1,224 @@
+//! A site: a Proxmox VE cluster of three nodes in a network of its own, with real machines behind it (`tests/pve-lab`).
+//!
+//! It is a lab and not Proxmox VE: its API is an imitation that knows the official schema, and its machines are emulated.
+//! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
+
+use anyhow::{Context, Result, bail, ensure};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// Tells a test that it runs in a network of its own.
+const ALONE: &str = "MAYFLY_TEST_ALONE";
+/// The machines' bridge, and this side of it.
+const BRIDGE: &str = "vmbr2";
+/// Where agents call.
+pub const AGENTS: &str = "10.85.0.1:5001";
+/// The number of the virtual machine of desktop 0.
+pub const FIRST_VM_ID: u32 = 1000;
+/// The template.
+pub const TEMPLATE: u32 = 9000;
+/// The token's id and secret.
+pub const TOKEN: (&str, &str) = ("mayfly@pve!lab", "7b1d6a52-0000-4000-8000-00000000aa55");
+
+/// Runs `body` as that test in namespaces of its own: network (with a bridge and a DHCP server), processes, mounts. Whatever it
+/// starts ends with it. Needs root or user namespaces.
+///
+/// # Errors
+/// What the body says; or that the namespaces cannot be made.
+pub fn alone(test: &str, body: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    if std::env::var(ALONE).is_ok_and(|name| name == test) {
+        return tokio::runtime::Runtime::new()?.block_on(body());
+    }
+    let folder = tempfile::tempdir()?;
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args("--net --mount --pid --fork --kill-child --mount-proc".split(' '))
+        .arg("sh")
+        .arg(lab_folder().join("network.sh"))
+        .arg(BRIDGE)
+        .arg(folder.path())
+        .arg(std::env::current_exe()?)
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env(ALONE, test)
+        .stdin(Stdio::null());
+    let output = command.output().context("starting unshare (util-linux)")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    for said in [output.stdout, output.stderr] {
+        println!("{}", String::from_utf8_lossy(&said));
+    }
+    bail!("{test}, alone: {}", output.status)
+}
+
+fn lab_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pve-lab")
+}
+
+/// A virtual machine as the lab has it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Machine {
+    /// Its number.
+    pub vmid: u32,
+    /// Its name; none if only parts of it are left.
+    pub name: Option<String>,
+    /// Its node.
+    pub node: Option<String>,
+    /// Whether its emulator runs.
+    pub running: bool,
+    /// That process.
+    pub pid: Option<i32>,
+}
+
+/// A running site. Ends with this, and its machines with it.
+#[derive(Debug)]
+pub struct Site {
+    process: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+impl Site {
+    /// Starts one whose template is this image. `changes` goes over its configuration.
+    ///
+    /// # Errors
+    /// What is missing, or what the lab said.
+    pub fn start(image: &Path, changes: Value) -> Result<Self> {
+        let python = std::env::var_os("MAYFLY_FAKEPVE").context(
+            "MAYFLY_FAKEPVE must name a Python that has fakepve: run `cargo xtask test`",
+        )?;
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name);
+        certificates(folder.path())?;
+        fs::write(path("token"), TOKEN.1)?;
+        fs::set_permissions(path("token"), fs::Permissions::from_mode(0o600))?;
+        let mut config = json!({
+            "cert": path("node.pem"), "key": path("node.key"), "run_folder": path("lab"), "bridge": BRIDGE,
+            "storages": [{"name": "ceph", "type": "rbd", "shared": 1, "size_gib": 100}],
+            "templates": [{"vmid": TEMPLATE, "name": "desktop-template", "node": "pve1", "image": image, "storage": "ceph"}],
+            "pools": ["daas"],
+            "tokens": [{"id": TOKEN.0, "secret": TOKEN.1}],
+        });
+        if let (Value::Object(config), Value::Object(changes)) = (&mut config, changes) {
+            config.extend(changes);
+        }
+        fs::create_dir(path("lab"))?;
+        fs::write(path("config.json"), config.to_string())?;
+        let mut process = Command::new(python)
+            .arg(lab_folder().join("lab.py"))
+            .arg(path("config.json"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(path("stderr"))?)
+            .spawn()
+            .context("starting the Python that MAYFLY_FAKEPVE names")?;
+        let orders = process.stdin.take().context("no standard input")?;
+        let answers = BufReader::new(process.stdout.take().context("no standard output")?);
+        let mut site = Self {
+            process,
+            orders,
+            answers,
+            folder,
+            port: 0,
+        };
+        let first = site.answer()?;
+        site.port = first["port"]
+            .as_u64()
+            .and_then(|port| port.try_into().ok())
+            .with_context(|| format!("the lab said {first}"))?;
+        Ok(site)
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| {
+            let words = fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
+            format!("the lab said {line:?}: {words}")
+        })
+    }
+
+    /// Has the lab do something (the orders are listed in `lab.py`).
+    ///
+    /// # Errors
+    /// When the lab cannot do it.
+    pub fn order(&mut self, order: &Value) -> Result<Value> {
+        writeln!(self.orders, "{order}")?;
+        let mut answer = self.answer()?;
+        ensure!(answer.get("error").is_none(), "{order}: {answer}");
+        Ok(answer["ok"].take())
+    }
+
+    /// Every virtual machine that is no template.
+    ///
+    /// # Errors
+    /// When the lab does not say.
+    pub fn machines(&mut self) -> Result<Vec<Machine>> {
+        let all = self.order(&json!({"do": ["inventory"]}))?;
+        Ok(serde_json::from_value(all)?)
+    }
+
+    /// A file of its own, such as `ca.pem` or `token`.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The parts of an orchestrator's configuration that name it.
+    ///
+    /// # Errors
+    /// When `cargo xtask test` did not say where the tools are.
+    pub fn configuration(&self) -> Result<String> {
+        let tool = |name: &str| {
+            std::env::var(name)
+                .with_context(|| format!("{name} is not set: run `cargo xtask test`"))
+        };
+        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox");
+        Ok(format!(
+            "[agents]\nlisten = {AGENTS:?}\n\
+             [provider.terraform]\nprogram = {:?}\nplugins = {:?}\nmodule = {:?}\nfirst_vm_id = {FIRST_VM_ID}\n\
+             [provider.terraform.proxmox]\naddress = \"https://127.0.0.1:{}\"\ntoken_id = {:?}\ntoken_file = {:?}\n\
+             ca_file = {:?}\ntemplate = {TEMPLATE}\nstorage = \"ceph\"\nbridge = {BRIDGE:?}\npool = \"daas\"\n",
+            tool("MAYFLY_TOFU")?,
+            tool("MAYFLY_PLUGINS")?,
+            module.canonicalize()?,
+            self.port,
+            TOKEN.0,
+            self.path("token"),
+            self.path("ca.pem"),
+        ))
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An authority, and a certificate for 127.0.0.1 that it signed: `ca.pem`, `node.pem`, `node.key`.
+fn certificates(folder: &Path) -> Result<()> {
+    let mut authority = CertificateParams::new(Vec::new())?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate()?;
+    let authority_certificate = authority.self_signed(&authority_key)?;
+    let key = KeyPair::generate()?;
+    let node = CertificateParams::new(vec!["127.0.0.1".to_owned()])?
+        .signed_by(&key, &Issuer::new(authority, authority_key))?;
+    fs::write(folder.join("ca.pem"), authority_certificate.pem())?;
+    fs::write(folder.join("node.pem"), node.pem())?;
+    fs::write(folder.join("node.key"), key.serialize_pem())?;
+    Ok(())
+}

@@ -1,0 +1,501 @@
+//! Desktops made by Terraform on a site (`site.rs`: an imitation of the Proxmox VE API with real, emulated machines behind it), with
+//! the micro guest as template. Tools, provider, supervisors, agents and their line are the real ones.
+//!
+//! Every test has a network of its own, and ends with nothing left: asked of the lab, of `/proc`, and of the database.
+
+use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
+use mayfly_api::agent::Call;
+use mayfly_api::{DesktopName, EndReason, SessionPhase, StageName};
+use mayfly_orchestrator::agents::{Agents, AgentsConfig, Callers};
+use mayfly_orchestrator::config::Config;
+use mayfly_orchestrator::http::terraform::{Backend, router};
+use mayfly_orchestrator::provider::conformance::{self, World};
+use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
+use mayfly_orchestrator::provider::{Provider, Steps};
+use mayfly_orchestrator::secret::Secrets;
+use mayfly_orchestrator::store::machines::Machines;
+use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
+use mayfly_tests::sessions::{END, Held, READY};
+use mayfly_tests::site::{AGENTS, FIRST_VM_ID, Site, TOKEN, alone};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A site, and an orchestrator with a template on it.
+struct Here {
+    site: Site,
+    lab: Lab,
+    orchestrator: Orchestrator,
+}
+
+impl Here {
+    async fn start(name: &str, limits: &str, changes: Value) -> Result<Self> {
+        let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, changes)?;
+        let lab = Lab::new(name)?;
+        let provider = lab::Provider::Terraform(site.configuration()?);
+        let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
+        Ok(Self {
+            site,
+            lab,
+            orchestrator,
+        })
+    }
+
+    async fn nothing_is_left(&mut self) -> Result<()> {
+        let machines = self.site.machines()?;
+        ensure!(machines.is_empty(), "the site has {machines:?}");
+        self.lab.nothing_is_left()?;
+        let store = SqliteStore::open(&self.lab.path("state/mayfly.db")).await?;
+        let reserved = store.reserved().await?;
+        store.close().await;
+        ensure!(reserved.is_empty(), "reserved: {reserved:?}");
+        Ok(())
+    }
+
+    /// The process that makes a desktop; not the one that initialises the module.
+    fn terraform(&self) -> Result<Vec<u32>> {
+        let mut running = self.lab.running("tofu")?;
+        running.retain(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"apply")
+        });
+        Ok(running)
+    }
+}
+
+fn number(name: DesktopName) -> u32 {
+    FIRST_VM_ID + name.number()
+}
+
+#[test]
+fn a_desktop_is_made_used_and_gone() -> Result<()> {
+    alone("a_desktop_is_made_used_and_gone", async || {
+        let mut here = Here::start("proxmox life", "idle_s = 3", json!({})).await?;
+        let held = Held::create(&here.orchestrator).await?;
+        let session = held.ready(&here.orchestrator).await?;
+        let stages: Vec<StageName> = session.stages.iter().map(|s| s.name).collect();
+        assert_eq!(stages, StageName::CREATE);
+        let name = session.desktop.context("a desktop")?;
+        let machines = here.site.machines()?;
+        assert_eq!(machines.len(), 1, "{machines:?}");
+        assert_eq!(
+            (machines[0].vmid, machines[0].name.clone()),
+            (number(name), Some(name.to_string()))
+        );
+        let rdp = session.rdp.context("an address")?;
+        assert!(rdp.address.to_string().starts_with("10.85.0."), "{rdp:?}");
+
+        let caller = held.call(&here.orchestrator).await?;
+        held.until(&here.orchestrator, "the connection is seen", END, |s| {
+            s.phase == SessionPhase::Connected
+        })
+        .await?;
+        // An administrator moves it while it is in use: it is found where it is now.
+        let elsewhere = if machines[0].node.as_deref() == Some("pve2") {
+            "pve3"
+        } else {
+            "pve2"
+        };
+        here.site
+            .order(&json!({"do": ["migrate", machines[0].vmid, elsewhere, 0]}))?;
+        drop(caller);
+        let ended = held.ended(&here.orchestrator).await?;
+        assert_eq!(
+            (ended.phase, ended.end_reason),
+            (SessionPhase::Ended, Some(EndReason::Idle))
+        );
+        here.nothing_is_left().await?;
+        no_secret_was_told(&here.lab, &held)
+    })
+}
+
+/// The token's secret and the session's are in no log, and in no file of the state but the key and the database's ciphers.
+fn no_secret_was_told(lab: &Lab, held: &Held) -> Result<()> {
+    use secrecy::ExposeSecret as _;
+    let mut searched = 0;
+    for folder in ["log", "state", "config", "tmp"] {
+        search(&lab.path(folder), &mut |path, text| {
+            searched += 1;
+            for secret in [TOKEN.1, held.secret.expose_secret()] {
+                ensure!(!text.contains(secret), "a secret is in {}", path.display());
+            }
+            Ok(())
+        })?;
+    }
+    ensure!(searched > 2, "nothing was searched");
+    Ok(())
+}
+
+fn search(folder: &Path, look: &mut dyn FnMut(&Path, &str) -> Result<()>) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            search(&path, look)?;
+        } else if path.is_file() {
+            look(&path, &String::from_utf8_lossy(&std::fs::read(&path)?))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
+    alone("three_at_once_are_spread_and_share_nothing", async || {
+        let mut here = Here::start(
+            "proxmox three",
+            "concurrent_creates = 3",
+            // A storage that takes its time: the clones wait for one another.
+            json!({"delays": {"allocate": 1}}),
+        )
+        .await?;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(Held::create(&here.orchestrator).await?);
+        }
+        let mut addresses = Vec::new();
+        for one in &held {
+            let session = one.ready(&here.orchestrator).await?;
+            addresses.push(session.rdp.context("an address")?.address);
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 3);
+        let mut nodes: Vec<_> = here
+            .site
+            .machines()?
+            .into_iter()
+            .filter_map(|m| m.node)
+            .collect();
+        nodes.sort_unstable();
+        assert_eq!(nodes, ["pve1", "pve2", "pve3"]);
+        for one in &held {
+            one.destroyed(&here.orchestrator).await?;
+        }
+        here.nothing_is_left().await
+    })
+}
+
+#[test]
+fn a_cancel_in_each_stage_leaves_nothing() -> Result<()> {
+    alone("a_cancel_in_each_stage_leaves_nothing", async || {
+        let mut here = Here::start("proxmox cancel", "", json!({})).await?;
+        for stage in StageName::CREATE {
+            let held = Held::create(&here.orchestrator).await?;
+            held.reach(&here.orchestrator, stage).await?;
+            let ended = held.destroyed(&here.orchestrator).await?;
+            assert_eq!(ended.phase, SessionPhase::Ended, "{stage:?}");
+            here.nothing_is_left()
+                .await
+                .with_context(|| format!("cancelled in {stage:?}"))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_orchestrator_killed_while_terraform_runs_takes_up_the_run() -> Result<()> {
+    alone(
+        "an_orchestrator_killed_while_terraform_runs_takes_up_the_run",
+        async || {
+            let mut here =
+                Here::start("proxmox adopt", "", json!({"delays": {"agent": 3}})).await?;
+            let held = Held::create(&here.orchestrator).await?;
+            until("Terraform runs", READY, async || {
+                Ok((!here.terraform()?.is_empty()).then_some(()))
+            })
+            .await?;
+            let before = held.get(&here.orchestrator).await?.desktop;
+            here.orchestrator.crash().await?;
+            ensure!(
+                !here.terraform()?.is_empty(),
+                "it went with its orchestrator"
+            );
+            here.orchestrator.start_again(&here.lab).await?;
+            let session = held.ready(&here.orchestrator).await?;
+            assert_eq!(session.desktop, before, "the same desktop");
+            here.orchestrator
+                .client()
+                .destroy(held.id, &held.secret)
+                .await?;
+            here.orchestrator.crash().await?;
+            here.orchestrator.start_again(&here.lab).await?;
+            held.ended(&here.orchestrator).await?;
+            here.nothing_is_left().await
+        },
+    )
+}
+
+#[test]
+fn a_terraform_that_is_killed_is_told_and_nothing_is_left() -> Result<()> {
+    alone(
+        "a_terraform_that_is_killed_is_told_and_nothing_is_left",
+        async || {
+            let mut here = Here::start("proxmox kill", "", json!({})).await?;
+            // Before there is a machine, while it is cloned, while it boots.
+            for wanted in ["run", "machine", "boot"] {
+                let held = Held::create(&here.orchestrator).await?;
+                until(wanted, READY, async || {
+                    let machines = here.site.machines()?;
+                    let running = here.terraform()?;
+                    Ok(match wanted {
+                        "run" => !running.is_empty(),
+                        "machine" => !machines.is_empty(),
+                        _ => machines.iter().any(|m| m.running),
+                    }
+                    .then_some(()))
+                })
+                .await?;
+                // Alone: its provider goes on for a while, and what it made is in no state.
+                for pid in here.terraform()? {
+                    kill(pid)?;
+                }
+                let ended = held.ended(&here.orchestrator).await?;
+                assert_eq!(ended.phase, SessionPhase::Failed, "{wanted}: {ended:?}");
+                let failure = ended.failure.context("a reason")?;
+                ensure!(
+                    failure.problem.detail.contains("SIGKILL"),
+                    "{wanted}: {failure:?}"
+                );
+                here.nothing_is_left()
+                    .await
+                    .with_context(|| format!("killed at {wanted:?}"))?;
+            }
+            Ok(())
+        },
+    )
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+        Err(nix::errno::Errno::ESRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+#[test]
+fn a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline() -> Result<()> {
+    alone(
+        "a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline",
+        async || {
+            let mut here = Here::start("proxmox down", "", json!({})).await?;
+            for offline in [false, true] {
+                let held = Held::create(&here.orchestrator).await?;
+                held.ready(&here.orchestrator).await?;
+                let node = here.site.machines()?[0].node.clone();
+                if offline {
+                    here.site
+                        .order(&json!({"do": ["set_node_offline", node]}))?;
+                } else {
+                    here.site.order(&json!({"do": ["unreachable", 15]}))?;
+                }
+                here.orchestrator
+                    .client()
+                    .destroy(held.id, &held.secret)
+                    .await?;
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                let session = held.get(&here.orchestrator).await?;
+                assert_eq!(
+                    session.phase,
+                    SessionPhase::Ending,
+                    "nothing is believed gone"
+                );
+                if offline {
+                    here.site
+                        .order(&json!({"do": ["set_node_offline", node, false]}))?;
+                }
+                held.ended(&here.orchestrator).await?;
+                here.nothing_is_left().await?;
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn what_a_site_lacks_is_told_in_words_and_leaves_nothing() -> Result<()> {
+    alone(
+        "what_a_site_lacks_is_told_in_words_and_leaves_nothing",
+        async || {
+            let mut here = Here::start("proxmox lacks", "", json!({})).await?;
+            // The clone's task ends badly, and late.
+            here.site.order(&json!({"do": [
+                "fail_task", "qmclone", "clone failed: no space left in thin pool", 1
+            ]}))?;
+            for (words, order) in [
+                ("thin pool", None),
+                // The number is somebody else's: that machine is left alone.
+                (
+                    "first_vm_id",
+                    Some(
+                        json!({"do": ["add_vm", FIRST_VM_ID + 2, "mail-server", "pve1", "stopped"]}),
+                    ),
+                ),
+            ] {
+                if let Some(order) = order {
+                    here.site.order(&order)?;
+                }
+                let held = Held::create(&here.orchestrator).await?;
+                let ended = held.ended(&here.orchestrator).await?;
+                let failure = ended.failure.context("a reason")?;
+                ensure!(failure.problem.detail.contains(words), "{failure:?}");
+            }
+            let machines = here.site.machines()?;
+            ensure!(
+                machines
+                    .iter()
+                    .all(|m| m.name.as_deref() == Some("mail-server")),
+                "{machines:?}"
+            );
+            here.lab.nothing_is_left()
+        },
+    )
+}
+
+// ─── the conformance suite ───────────────────────────────────────────────────────────────────────────────────────────
+
+/// A site with a store, a state backend and a place for agents to call; providers come and go.
+struct Ground {
+    site: Mutex<Site>,
+    folder: tempfile::TempDir,
+    store: Arc<SqliteStore>,
+    secrets: Arc<Secrets>,
+    agents: Arc<Agents>,
+    config: Config,
+    api: String,
+}
+
+/// Who knows the conformance suite's token.
+struct Suite;
+
+#[async_trait]
+impl Callers for Suite {
+    async fn believe(&self, call: &Call) -> bool {
+        use secrecy::ExposeSecret as _;
+        call.token.expose_secret() == "a token for this test alone"
+    }
+}
+
+impl Ground {
+    async fn new() -> Result<Self> {
+        let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}))?;
+        let folder = tempfile::tempdir()?;
+        let text = format!(
+            "state_dir = {:?}\n[[template]]\nname = \"desktop\"\nprovider = \"terraform\"\n{}",
+            folder.path(),
+            site.configuration()?
+        );
+        let config = Config::read(&text, "the test", [])?;
+        let store = Arc::new(SqliteStore::open(&folder.path().join("mayfly.db")).await?);
+        let secrets = Arc::new(Secrets::open(&folder.path().join("secret.key"))?);
+        let listen = AgentsConfig {
+            listen: Some(AGENTS.parse()?),
+            address: None,
+        };
+        let agents = Agents::open(&listen, folder.path(), Arc::new(Suite)).await?;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let api = format!("http://{}", listener.local_addr()?);
+        let backend = Backend {
+            machines: store.clone(),
+            secrets: secrets.clone(),
+        };
+        tokio::spawn(async move { axum::serve(listener, router(backend)).await });
+        Ok(Self {
+            site: Mutex::new(site),
+            folder,
+            store,
+            secrets,
+            agents,
+            config,
+            api,
+        })
+    }
+}
+
+#[async_trait]
+impl World for Ground {
+    fn provider(&self, steps: Steps) -> Arc<dyn Provider> {
+        let parts = Parts {
+            orchestrator: program("mayfly-orchestrator").expect("it is built"),
+            state: self.folder.path().to_owned(),
+            machines: self.store.clone(),
+            secrets: self.secrets.clone(),
+            agents: self.agents.clone(),
+            api: self.api.clone(),
+        };
+        let provider = Terraform::new(self.config.provider.terraform.clone(), parts);
+        Arc::new(provider.expect("a site").with_steps(steps))
+    }
+
+    fn create_steps(&self) -> Vec<&'static str> {
+        steps("create")
+    }
+
+    fn destroy_steps(&self) -> Vec<&'static str> {
+        steps("destroy")
+    }
+
+    fn size(&self) -> (u32, u32) {
+        (1, 256)
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let mut site = self.site.lock().expect("nobody panicked with it");
+        let machines = site.machines().expect("the lab answers");
+        let mut left: Vec<_> = machines.iter().map(|m| format!("{m:?}")).collect();
+        let runs = std::fs::read_dir(self.folder.path().join("terraform"));
+        left.extend(
+            runs.into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path().display().to_string())
+                .filter(|path| path.contains("desktop-")),
+        );
+        let reserved = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(self.store.reserved())
+        });
+        left.extend(
+            reserved
+                .expect("the store answers")
+                .iter()
+                .map(|r| format!("{r:?}")),
+        );
+        left
+    }
+}
+
+fn steps(of: &str) -> Vec<&'static str> {
+    STEPS.into_iter().filter(|s| s.starts_with(of)).collect()
+}
+
+#[test]
+fn conformance_a_desktop_lives_and_dies() -> Result<()> {
+    alone("conformance_a_desktop_lives_and_dies", async || {
+        conformance::a_desktop_lives_and_dies(&Ground::new().await?).await;
+        Ok(())
+    })
+}
+
+#[test]
+fn conformance_a_crash_between_any_two_steps_leaves_nothing() -> Result<()> {
+    alone(
+        "conformance_a_crash_between_any_two_steps_leaves_nothing",
+        async || {
+            let ground = Ground::new().await?;
+            conformance::nothing_is_destroyed_without_complaint(&ground).await;
+            conformance::a_crash_between_any_two_steps_leaves_nothing(&ground).await;
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn conformance_many_at_once() -> Result<()> {
+    alone("conformance_many_at_once", async || {
+        conformance::many_at_once(&Ground::new().await?).await;
+        Ok(())
+    })
+}
