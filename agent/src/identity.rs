@@ -28,6 +28,10 @@ use std::time::{Duration, Instant};
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
 /// Groups that the person joins where the image has them; xrdp's `TerminalServerUsers` is `tsusers`.
 const GROUPS: [&str; 5] = ["audio", "plugdev", "render", "tsusers", "video"];
+/// Joins a domain, and leaves its shares: the role `ad-join` puts it there.
+pub(crate) const DOMAIN_PROGRAM: &str = "/usr/lib/mayfly/ad-join";
+/// What it is told, but for the secret.
+const DOMAIN_FILE: &str = "/run/mayfly/domain.json";
 const SSH_HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
 
 /// The machine that takes its identity.
@@ -44,12 +48,13 @@ pub(crate) struct Machine {
 
 type Step = fn(&Machine, &Progress) -> anyhow::Result<()>;
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 9] = [
     ("clock", Machine::clock),
     ("host_name", Machine::host_name),
     ("machine_id", Machine::machine_id),
     ("ssh_host_key", Machine::ssh_host_key),
     ("rdp_certificate", Machine::rdp_certificate),
+    ("domain", Machine::domain),
     ("user", Machine::user),
     ("language", Machine::language),
     ("services", Machine::services),
@@ -58,12 +63,12 @@ const STEPS: [(&str, Step); 8] = [
 /// Waits for the bootstrap, takes the identity, and says how it went. Never returns: then it removes bootstraps that are
 /// written again.
 pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
-    let failed = |step: &str, error: &anyhow::Error, secret: Option<&SecretString>| {
+    let failed = |step: &str, error: &anyhow::Error, secrets: &[SecretString]| {
         let mut message = format!("{error:#}");
-        if let Some(secret) = secret.map(SecretString::expose_secret)
-            && !secret.is_empty()
-        {
-            message = message.replace(secret, "…");
+        for secret in secrets.iter().map(SecretString::expose_secret) {
+            if !secret.is_empty() {
+                message = message.replace(secret, "…");
+            }
         }
         tracing::error!(step, message, "the machine cannot take its identity");
         FromAgent::Failed {
@@ -72,12 +77,17 @@ pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
         }
     };
     let outcome = match Progress::take(&machine.root, &*machine.system) {
-        Err(error) => failed("bootstrap", &error, None),
+        Err(error) => failed("bootstrap", &error, &[]),
         Ok(mut progress) => {
             let bootstrap = &progress.bootstrap;
-            let password = bootstrap.password.clone();
+            let of_domain = bootstrap
+                .domain
+                .as_ref()
+                .map(|domain| domain.secret.clone());
+            let secrets = [bootstrap.password.clone(), of_domain.unwrap_or_default()];
             let person = Person {
                 user: bootstrap.user.clone(),
+                in_domain: bootstrap.domain.is_some(),
                 language: bootstrap.language.clone(),
                 silence_limit: Duration::from_secs(bootstrap.silence_limit_s.into()),
             };
@@ -87,7 +97,7 @@ pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
             }
             match machine.personalise(&mut progress) {
                 Ok(ready) => ready,
-                Err((step, error)) => failed(step, &error, Some(&password)),
+                Err((step, error)) => failed(step, &error, &secrets),
             }
         }
     };
@@ -127,6 +137,14 @@ impl Machine {
             progress.done.push((name.to_owned(), ms));
             if name == "user" {
                 progress.bootstrap.password = SecretString::default();
+            }
+            if let Some(domain) = progress
+                .bootstrap
+                .domain
+                .as_mut()
+                .filter(|_| name == "domain")
+            {
+                domain.secret = SecretString::default();
             }
             progress.save(&self.root).map_err(|error| (name, error))?;
         }
@@ -254,8 +272,34 @@ impl Machine {
         replace(&self.path(&self.certificate), made.pem.as_bytes(), 0o644)
     }
 
+    /// Joins the domain, if there is one. What the program of the image promises: run again after a failure it goes on.
+    fn domain(&self, progress: &Progress) -> anyhow::Result<()> {
+        let bootstrap = &progress.bootstrap;
+        let Some(domain) = &bootstrap.domain else {
+            return Ok(());
+        };
+        let parameters = serde_json::json!({
+            "domain": domain.name,
+            "users": [bootstrap.user],
+            "servers": domain.servers,
+            "dns_servers": domain.dns_servers,
+            "host_name": bootstrap.host_name,
+            "shares": domain.shares,
+        });
+        let file = self.path(DOMAIN_FILE);
+        replace(&file, parameters.to_string().as_bytes(), 0o600)?;
+        let secret = format!("{}\n", domain.secret.expose_secret());
+        let arguments = ["join", "--parameters", DOMAIN_FILE];
+        self.system.run(DOMAIN_PROGRAM, &arguments, &secret)?;
+        Ok(())
+    }
+
     fn user(&self, progress: &Progress) -> anyhow::Result<()> {
         let Bootstrap { user, password, .. } = &progress.bootstrap;
+        // The domain's own account.
+        if progress.bootstrap.domain.is_some() {
+            return Ok(());
+        }
         let password = password.expose_secret();
         ensure!(
             !password.is_empty() && !password.contains(['\n', '\r', '\0']),
@@ -379,6 +423,7 @@ mod tests {
     use crate::system::CommandError;
     use mayfly_api::SessionId;
     use mayfly_api::agent::BOOTSTRAP_FILE;
+    use mayfly_api::agent::Domain;
     use std::io;
     use std::sync::{Mutex, mpsc};
 
@@ -515,6 +560,7 @@ mod tests {
             time_zone: Some("Europe/Paris".into()),
             keyboard: Some("fr".into()),
             silence_limit_s: 300,
+            domain: None,
             line: None,
         }
     }
@@ -723,6 +769,45 @@ mod tests {
             let harmless = |line: &str| !line.starts_with("useradd") && line != "chpasswd";
             assert!(scene.commands().iter().all(|(line, _)| harmless(line)));
         }
+    }
+
+    #[test]
+    fn a_member_of_a_domain_joins_it_and_makes_no_account() {
+        let scene = Scene::new(Paper::default());
+        let given = Bootstrap {
+            domain: Some(Domain {
+                name: "ad.example.org".into(),
+                servers: vec!["dc1.ad.example.org".into()],
+                dns_servers: vec![],
+                shares: vec![],
+                secret: "a one-time password".into(),
+            }),
+            ..bootstrap()
+        };
+        give(&scene, &given);
+        let (person, outcome) = scene.take();
+        assert!(matches!(outcome, FromAgent::Ready { .. }), "{outcome:?}");
+        assert!(person.unwrap().in_domain);
+        let commands = scene.commands();
+        let joins: Vec<_> = commands
+            .iter()
+            .filter(|(line, _)| line.starts_with(DOMAIN_PROGRAM))
+            .collect();
+        assert_eq!(
+            joins,
+            [&(
+                format!("{DOMAIN_PROGRAM} join --parameters {DOMAIN_FILE}"),
+                "a one-time password\n".to_owned()
+            )]
+        );
+        assert!(!commands.iter().any(|(line, _)| line.starts_with("useradd")));
+        let told = scene.read("run/mayfly/domain.json");
+        assert!(
+            told.contains("\"users\":[\"ada\"]") && !told.contains("one-time"),
+            "{told}"
+        );
+        let kept = scene.read("run/mayfly/agent.json");
+        assert!(!kept.contains("one-time"), "{kept}");
     }
 
     #[test]

@@ -77,7 +77,8 @@ fn main() -> anyhow::Result<()> {
         thread::spawn(move || identity::take(&machine, &events));
     }
     let mut line = None;
-    let for_line = events.clone();
+    let mut in_domain = false;
+    let (for_line, for_leaving) = (events.clone(), events.clone());
     let (presence, notices) = (presence::Presence::default(), notice::Notices::default());
     {
         let presence = presence.clone();
@@ -88,6 +89,7 @@ fn main() -> anyhow::Result<()> {
         if let Event::Taken(person, calling) = &event {
             presence.follow_input(person);
             notices.start(&system, &presence, person);
+            in_domain = person.in_domain;
             line = calling
                 .clone()
                 .map(|calling| line::Line::open(calling, for_line.clone()));
@@ -99,6 +101,7 @@ fn main() -> anyhow::Result<()> {
                     None => port.send(&message),
                 },
                 Effect::Notice(notice) => notices.show(notice),
+                Effect::Leave => leave(Arc::clone(&system), in_domain, for_leaving.clone()),
                 Effect::PowerOff => {
                     tracing::warn!(
                         "nobody is connected and the orchestrator is silent: powering off"
@@ -109,4 +112,14 @@ fn main() -> anyhow::Result<()> {
         }
     }
     anyhow::bail!("every thread of the agent ended")
+}
+
+/// In a thread of its own: what the person has open may take its time.
+fn leave(system: Arc<dyn System>, in_domain: bool, events: mpsc::Sender<Event>) {
+    thread::spawn(move || {
+        if in_domain && let Err(error) = system.run(identity::DOMAIN_PROGRAM, &["end"], "") {
+            tracing::warn!(%error, "not every share could be unmounted");
+        }
+        events.send(Event::Left)
+    });
 }

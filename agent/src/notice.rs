@@ -165,6 +165,7 @@ mod tests {
         Person {
             user: "ada".into(),
             language: language.map(str::to_owned),
+            in_domain: false,
             silence_limit: Duration::ZERO,
         }
     }

@@ -81,10 +81,13 @@ impl System for Linux {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let last = errors
-            .lines()
-            .rfind(|line| !line.trim().is_empty())
+        let words =
+            [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+        // Its errors come last.
+        let last = words
+            .iter()
+            .rev()
+            .find_map(|words| words.lines().rfind(|line| !line.trim().is_empty()))
             .unwrap_or("it said nothing");
         Err(failed(&format!("{}: {last}", output.status)))
     }

@@ -24,6 +24,8 @@ pub(crate) struct Person {
     pub(crate) user: String,
     /// BCP 47 tag.
     pub(crate) language: Option<String>,
+    /// Their account is the domain's.
+    pub(crate) in_domain: bool,
     /// Power off after this much silence.
     pub(crate) silence_limit: Duration,
 }
@@ -41,6 +43,8 @@ pub(crate) enum Event {
     Taken(Person, Option<Calling>),
     /// The machine has its identity, or could not take it: a [`FromAgent::Ready`] or [`FromAgent::Failed`].
     Settled(FromAgent),
+    /// The person's session has ended and their shares are unmounted, as well as could be.
+    Left,
     /// A look at the desktop, twice a second: also the clock of everything that is repeated.
     Looked {
         /// Open RDP connections.
@@ -57,6 +61,8 @@ pub(crate) enum Effect {
     Send(FromAgent),
     /// Show it to the person.
     Notice(Notice),
+    /// End the person's session and unmount their shares, then say [`Event::Left`].
+    Leave,
     /// Power the machine off.
     PowerOff,
 }
@@ -161,6 +167,7 @@ impl Talk {
                 };
                 self.say(Some(outcome), now)
             }
+            Event::Left => self.say(Some(FromAgent::Left), now),
             Event::Looked {
                 connections,
                 idle_ms,
@@ -221,6 +228,7 @@ impl Talk {
                 vec![Effect::Notice(Notice::CalledOff)]
             }
             ToAgent::Unwarn => vec![],
+            ToAgent::Leave => vec![Effect::Leave],
         }
     }
 
@@ -291,7 +299,9 @@ mod tests {
                     Effect::Send(FromAgent::Ready { .. }) => 'R',
                     Effect::Send(FromAgent::Failed { .. }) => 'F',
                     Effect::Send(FromAgent::Evidence { .. }) => 'E',
+                    Effect::Send(FromAgent::Left) => 'L',
                     Effect::Notice(_) => 'n',
+                    Effect::Leave => 'l',
                     Effect::PowerOff => '!',
                 })
                 .collect()
@@ -326,6 +336,7 @@ mod tests {
         let person = Person {
             user: "ada".into(),
             language: None,
+            in_domain: false,
             silence_limit: Duration::from_secs(60),
         };
         Event::Taken(person, None)
@@ -339,6 +350,13 @@ mod tests {
             ssh_host_key: None,
             steps_ms: vec![],
         })
+    }
+
+    #[test]
+    fn leaves_when_it_is_told_and_says_when_that_is_done() {
+        let mut scene = Scene::settled();
+        assert_eq!(scene.on(Event::Heard(ToAgent::Leave)), "l");
+        assert_eq!(scene.on(Event::Left), "L");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{DesktopName, SessionId};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Where the agent waits for its bootstrap, inside the desktop.
 /// The writer is not atomic: the agent reads again until the JSON is whole, then removes the file.
@@ -50,9 +51,48 @@ pub struct Bootstrap {
     pub keyboard: Option<String>,
     /// If nobody is connected and the orchestrator stays silent this long, the agent powers the machine off.
     pub silence_limit_s: u32,
+    /// The domain that the desktop joins; absent: the person's account is made in the desktop, with `password`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<Domain>,
     /// Where the agent calls; absent: it has the virtio-serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<Line>,
+}
+
+/// A desktop's membership in an Active Directory domain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Domain {
+    /// DNS name of the domain.
+    pub name: String,
+    /// Domain controllers, by name, in order of preference.
+    pub servers: Vec<String>,
+    /// Whom to ask for names of the domain; none: the network's own name servers.
+    #[serde(default)]
+    pub dns_servers: Vec<IpAddr>,
+    /// What is mounted when the person logs in.
+    #[serde(default)]
+    pub shares: Vec<Share>,
+    /// The one-time password that the computer's account was preset with. Useless after the join.
+    #[serde(serialize_with = "crate::session::expose")]
+    pub secret: SecretString,
+}
+
+/// A network share, mounted at login and unmounted at logout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The file server, by name.
+    pub server: String,
+    /// The share; `{user}` in it is the login name.
+    pub share: String,
+    /// Where it is mounted: below the home, or absolute; `{user}` in it is the login name.
+    pub mount: String,
+    /// `krb5` (default): by the person's ticket. `ntlmssp`: by the password they logged in with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<String>,
+    /// More options of mount.cifs(8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
 }
 
 /// Where the orchestrator waits for agents that have no port of their own.
@@ -118,6 +158,8 @@ pub enum FromAgent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         idle_ms: Option<u64>,
     },
+    /// Nobody is logged in any more and every network share is unmounted, or could not be: answers [`ToAgent::Leave`].
+    Left,
 }
 
 /// To the agent.
@@ -133,4 +175,7 @@ pub enum ToAgent {
     },
     /// The end was called off; withdraw the warning.
     Unwarn,
+    /// The machine is stopped in a moment: end the person's session and unmount what they have mounted, so that nothing they
+    /// saved is lost.
+    Leave,
 }

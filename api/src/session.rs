@@ -85,7 +85,7 @@ pub struct Created {
 pub struct Credentials {
     /// Login name inside the desktop.
     pub user: String,
-    /// A password for this session alone.
+    /// A password for this session alone. Empty where the person has one of their own: in a domain.
     #[serde(serialize_with = "expose")]
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub password: SecretString,

@@ -4,6 +4,7 @@
 //! `MAYFLY_LIMITS__IDLE_S=120` overrides `[limits] idle_s`, `MAYFLY_LISTEN` overrides `listen`, and so on.
 
 use crate::agents::AgentsConfig;
+use crate::domain::DomainConfig;
 use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
@@ -18,7 +19,14 @@ const ENVIRONMENT: &str = "MAYFLY_";
 /// Thirty days: nobody keeps a desktop that long on purpose.
 const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
-const OVERRIDABLE: [&str; 5] = ["listen", "state_dir", "limits", "agents", "provider"];
+const OVERRIDABLE: [&str; 6] = [
+    "listen",
+    "state_dir",
+    "limits",
+    "agents",
+    "domain",
+    "provider",
+];
 
 /// Why the configuration cannot be used: names the file or variable, the key, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +76,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where agents of desktops on other machines call.
     pub agents: AgentsConfig,
+    /// The Active Directory domain of templates that say so.
+    pub domain: DomainConfig,
     /// The catalogue; the first is the default.
     pub template: Vec<Template>,
     /// Where desktops come from.
@@ -135,6 +145,12 @@ pub struct Template {
     /// In place of [`Limits::keep_max_s`], for desktops of this template.
     #[serde(default)]
     pub keep_max_s: Option<u32>,
+    /// Whether desktops are members of the domain, and people log in with their accounts there.
+    #[serde(default)]
+    pub domain: bool,
+    /// What is mounted for people of the domain.
+    #[serde(default)]
+    pub shares: Vec<mayfly_api::agent::Share>,
 }
 
 fn default_cpus() -> u32 {
@@ -188,12 +204,15 @@ impl Default for Config {
             state_dir: PathBuf::new(),
             limits: Limits::default(),
             agents: AgentsConfig::default(),
+            domain: DomainConfig::default(),
             template: vec![Template {
                 name: "desktop".to_owned(),
                 provider: ProviderKind::Qemu,
                 cpus: default_cpus(),
                 memory_mib: default_memory_mib(),
                 keep_max_s: None,
+                domain: false,
+                shares: Vec::new(),
             }],
             provider: Providers::default(),
         }
@@ -357,6 +376,12 @@ impl Config {
     #[must_use]
     pub fn uses(&self, provider: ProviderKind) -> bool {
         self.template.iter().any(|t| t.provider == provider)
+    }
+
+    /// Whether a template's desktops are members of the domain.
+    #[must_use]
+    pub fn uses_domain(&self) -> bool {
+        self.template.iter().any(|t| t.domain)
     }
 
     /// The limits of a template's desktops.

@@ -12,6 +12,7 @@ use crate::session::{Origin, Record, Wish};
 use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
 use data_encoding::HEXLOWER;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,6 +81,16 @@ impl Shared {
     #[must_use]
     pub fn provider(&self, kind: &str) -> Option<Arc<dyn Provider>> {
         self.providers.get(kind).cloned()
+    }
+
+    /// The password that the orchestrator gave the person; empty where they have one of their own.
+    #[must_use]
+    pub fn password_of(&self, record: &Record) -> SecretString {
+        let template = self.config.find_template(Some(&record.wish.template));
+        if template.is_some_and(|t| t.domain) {
+            return SecretString::default();
+        }
+        self.secrets.password(record.id)
     }
 
     /// Changes a session and tells who follows it.

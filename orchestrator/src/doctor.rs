@@ -1,6 +1,7 @@
 //! `doctor`: what is missing before desktops can be made, and what to do about it.
 
 use crate::config::{Config, ProviderKind};
+use crate::domain;
 use crate::provider::terraform;
 use crate::provider::{Check, CheckStatus};
 use crate::serve::open_local_providers;
@@ -11,6 +12,9 @@ pub async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![listen(config), state(config)];
     if config.uses(ProviderKind::Terraform) {
         checks.extend(terraform::checks(&config.provider.terraform).await);
+    }
+    if config.uses_domain() {
+        checks.extend(domain::checks(&config.domain).await);
     }
     match open_local_providers(config) {
         Ok(providers) => {

@@ -3,6 +3,7 @@
 //! A secret is `HMAC-SHA256(key, label ‖ 0 ‖ id)`, of a session or of a desktop. Labels keep the uses apart; without the key none of them
 //! tells anything about another.
 
+use anyhow::{Context, ensure};
 use data_encoding::BASE32_NOPAD;
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -123,6 +124,13 @@ impl Secrets {
             .into()
     }
 
+    /// The one-time password that a desktop's computer account is preset with: letters of three kinds and digits, as domains want.
+    #[must_use]
+    pub fn join_password(&self, name: DesktopName) -> SecretString {
+        let bytes = self.derive("domain join", &name.number().to_be_bytes());
+        format!("Aa1{}", BASE64URL_NOPAD.encode(&bytes)).into()
+    }
+
     /// The seed (RFC 8032, 32 bytes) of the key that a desktop is configured with over SSH.
     #[must_use]
     pub fn ssh_key_seed(&self, name: DesktopName) -> SecretBox<[u8; 32]> {
@@ -130,6 +138,25 @@ impl Secrets {
             self.derive("ssh key", &name.number().to_be_bytes()),
         ))
     }
+}
+
+/// The secret in a file that nobody else may read, without the white space around it.
+///
+/// # Errors
+/// If it cannot be read, is empty, or others may read it.
+pub fn from_file(path: &Path) -> anyhow::Result<SecretString> {
+    let shown = path.display();
+    let mode = std::fs::metadata(path)
+        .with_context(|| format!("{shown}"))?
+        .permissions()
+        .mode();
+    ensure!(
+        mode & 0o077 == 0,
+        "{shown} can be read by others; run: chmod 600 {shown}"
+    );
+    let text = std::fs::read_to_string(path).with_context(|| format!("{shown}"))?;
+    ensure!(!text.trim().is_empty(), "{shown} is empty");
+    Ok(text.trim().into())
 }
 
 /// Compares in constant time.

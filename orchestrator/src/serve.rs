@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ProviderKind};
 use crate::control::Control;
 use crate::desktop::Desktop;
+use crate::domain::Member;
 use crate::http;
 use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
@@ -66,6 +67,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         };
         let provider = Terraform::new(config.provider.terraform.clone(), parts)?;
         providers.push(Arc::new(provider));
+    }
+    if config.uses_domain() {
+        let directory = Arc::new(config.domain.open()?);
+        for provider in &mut providers {
+            let member = Member::new(provider.clone(), directory.clone(), secrets.clone());
+            *provider = Arc::new(member);
+        }
     }
     let control = Control::start(
         config,

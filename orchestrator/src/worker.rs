@@ -13,7 +13,7 @@ use crate::rdp_probe::{ProbeError, probe};
 use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
-use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
+use mayfly_api::agent::{self, Bootstrap, FromAgent, ToAgent};
 use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionId};
 use secrecy::ExposeSecret;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const PROBE_RETRY: Duration = Duration::from_secs(1);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// So many probes may see another certificate: the agent may still be restarting its server.
 const WRONG_CERTIFICATES: u32 = 3;
+/// A desktop of a domain gets so long to end its person's session and unmount their shares: 5 s inside, and the way there.
+const LEAVE: Duration = Duration::from_secs(10);
 /// How often the last sign of a person is written down while they are connected.
 const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
@@ -233,6 +235,8 @@ impl Worker {
             Signal::Agent(FromAgent::Hello { version, boot_id }) => {
                 debug!(session = %self.id, desktop = %name, version, boot_id, "the agent is there");
             }
+            // Whoever asked listens for it.
+            Signal::Agent(FromAgent::Left) => {}
             Signal::Agent(FromAgent::Failed { step, message }) => {
                 facts.failed = Some(Problem::new(
                     ProblemCode::CreateFailed,
@@ -459,7 +463,17 @@ impl Worker {
                 });
             }
             Op::Destroy => {
+                let used = record
+                    .desktop
+                    .as_ref()
+                    .is_some_and(|d| d.claimed_at().is_some());
+                let may_have_open_files = used && self.domain(name, record).is_some();
                 self.operation.spawn(async move {
+                    if may_have_open_files
+                        && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
+                    {
+                        warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
+                    }
                     let gone = provider.destroy(name).await;
                     (op, gone.map_err(|e| problem_of(&e)))
                 });
@@ -471,14 +485,29 @@ impl Worker {
         let config = &self.shared.config;
         let template = config.find_template(Some(&record.wish.template));
         let (cpus, memory_mib) = template.map_or((2, 1536), |t| (t.cpus, t.memory_mib));
+        let in_domain = template.is_some_and(|t| t.domain);
         let left = between(self.shared.clock.now(), record.expires_at);
         DesktopSpec {
             name,
             session: self.id,
+            in_domain,
             cpus,
             memory_mib,
             lifetime: left + LIFETIME_MARGIN,
         }
+    }
+
+    /// What a desktop must know of the domain, if its template is of it.
+    fn domain(&self, name: DesktopName, record: &Record) -> Option<agent::Domain> {
+        let config = &self.shared.config;
+        let template = config.find_template(Some(&record.wish.template))?;
+        template.domain.then(|| agent::Domain {
+            name: config.domain.name.clone(),
+            servers: config.domain.servers.clone(),
+            dns_servers: config.domain.dns_servers.clone(),
+            shares: template.shares.clone(),
+            secret: self.shared.secrets.join_password(name),
+        })
     }
 
     fn bootstrap(&self, name: DesktopName, record: &Record) -> Bootstrap {
@@ -494,6 +523,7 @@ impl Worker {
             time_zone: record.wish.time_zone.clone(),
             keyboard: record.wish.keyboard.clone(),
             silence_limit_s: self.shared.config.limits.silence_s,
+            domain: self.domain(name, record),
             line: None,
         }
     }
@@ -525,6 +555,29 @@ async fn hand_over(
             Err(ProviderError::NotYet(_)) => tokio::time::sleep(BOOTSTRAP_RETRY).await,
             Err(error) => return Err(problem_of(&error)),
         }
+    }
+}
+
+/// Has the desktop end its person's session and unmount their shares.
+async fn leave(provider: &dyn Provider, name: DesktopName) {
+    loop {
+        // The channel of before was closed with everything that followed the machine; the agent opens another.
+        if let Ok(AgentChannel {
+            mut from_agent,
+            to_agent,
+        }) = provider.agent(name).await
+            && to_agent.send(ToAgent::Leave).await.is_ok()
+        {
+            while let Some(message) = from_agent.recv().await {
+                if matches!(message, FromAgent::Left) {
+                    return;
+                }
+            }
+        }
+        if !matches!(provider.state(name).await, Ok(MachineState::Running)) {
+            return;
+        }
+        tokio::time::sleep(BOOTSTRAP_RETRY).await;
     }
 }
 

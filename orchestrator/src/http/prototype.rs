@@ -134,7 +134,7 @@ pub(super) async fn create(
             ),
         });
     }
-    let password = control.shared.secrets.password(record.id);
+    let password = control.shared.password_of(&record);
     let shown = Shown {
         password: Some(password.expose_secret().to_owned()),
         ..show(&record)

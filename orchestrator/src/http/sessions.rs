@@ -158,7 +158,7 @@ pub(super) async fn credentials(
     if !record.phase.is_usable() {
         return Err(conflict(&record, "there is nothing to log in to"));
     }
-    let password = control.shared.secrets.password(id);
+    let password = control.shared.password_of(&record);
     let user = record.wish.user;
     Ok(([NO_STORE], Json(Credentials { user, password })))
 }

@@ -60,6 +60,7 @@ fn spec(world: &dyn World, name: DesktopName) -> DesktopSpec {
     DesktopSpec {
         name,
         session: mayfly_api::SessionId::new(),
+        in_domain: false,
         cpus,
         memory_mib,
         lifetime: Duration::from_secs(600),
@@ -117,6 +118,7 @@ pub async fn a_desktop_lives_and_dies(world: &dyn World) {
         time_zone: None,
         keyboard: None,
         silence_limit_s: 600,
+        domain: None,
         line: None,
     };
     wait_for("the bootstrap is taken", async || {
@@ -173,7 +175,7 @@ async fn ready(provider: &dyn Provider, name: DesktopName) -> SecretString {
             match message {
                 FromAgent::Ready { token, .. } => return token,
                 FromAgent::Failed { step, message } => panic!("{step}: {message}"),
-                FromAgent::Hello { .. } | FromAgent::Evidence { .. } => {}
+                FromAgent::Hello { .. } | FromAgent::Evidence { .. } | FromAgent::Left => {}
             }
         }
         panic!("the channel ended before the agent was ready");

@@ -26,6 +26,8 @@ pub struct DesktopSpec {
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// Whether it is a member of the domain.
+    pub in_domain: bool,
     /// Hard end of the machine, whatever happens to the orchestrator: its supervisor stops it then.
     pub lifetime: Duration,
 }

@@ -3,7 +3,7 @@
 use super::call::{self, Call, Method};
 use super::error::{Effect, PveError};
 use super::token::Token;
-use super::trust::Trust;
+use crate::trust::{Trust, TrustError};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
@@ -23,7 +23,6 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,28 +50,9 @@ pub enum SettingsError {
     /// The token's secret, which is not shown.
     #[error("the secret of the API token {0} is empty, or has characters that no secret has")]
     TokenSecret(String),
-    /// The fingerprint.
-    #[error(
-        "{0:?} is no SHA-256 fingerprint: 32 bytes in hexadecimal digits, with or without colons"
-    )]
-    Fingerprint(String),
-    /// The authority's file.
-    #[error("the certificate authority in {} cannot be used: {what}", path.display())]
-    Authority {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The system trusts nobody.
-    #[error(
-        "this system has no certificate authorities ({0}): install ca-certificates, or give the authority's file or the \
-         fingerprint"
-    )]
-    NoRoots(String),
-    /// TLS itself.
-    #[error("TLS cannot be used: {0}")]
-    Tls(String),
+    /// Whose certificate is to be believed.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// How long things may take.

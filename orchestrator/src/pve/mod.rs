@@ -6,7 +6,7 @@
 //! # Guarantees
 //! * What is sent is data ([`call::Call`]): a test holds every call against Proxmox's own description of its API.
 //! * A node is believed only if its certificate is: signed by a given authority, by one of the system's, or the very one
-//!   whose fingerprint is given ([`Trust`]). There is no way around it.
+//!   whose fingerprint is given ([`Trust`](crate::trust::Trust)). There is no way around it.
 //! * Every wait has an end: connecting, a call, a task.
 //! * An error says whether the call may be sent again as it is ([`Retry`]): a change is never sent twice on its own.
 //! * Secrets (the token, contents of files) are in no error, log, or `Debug` output.
@@ -23,12 +23,12 @@ pub mod preflight;
 pub mod reply;
 pub mod task;
 mod token;
-mod trust;
+
 mod upid;
 
 pub use client::{Client, Endpoint, Limits, SettingsError};
 pub use error::{Cause, Effect, PveError, Retry};
 pub use name::{Guest, NameError, NodeName, PoolName, StorageName, VmId};
 pub use token::Token;
-pub use trust::{Fingerprint, Trust};
+
 pub use upid::{Upid, UpidError};

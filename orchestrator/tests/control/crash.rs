@@ -83,6 +83,7 @@ async fn a_machine_that_nobody_owns_is_removed() {
     let spec = DesktopSpec {
         name: orphan,
         session: mayfly_api::SessionId::new(),
+        in_domain: false,
         cpus: 1,
         memory_mib: 128,
         lifetime: Duration::from_secs(600),

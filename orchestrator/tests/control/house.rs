@@ -196,6 +196,8 @@ async fn start(
             cpus: 2,
             memory_mib: 1024,
             keep_max_s: None,
+            domain: false,
+            shares: Vec::new(),
         }],
         ..Config::default()
     };

@@ -9,9 +9,8 @@ use mayfly_orchestrator::pve::call::{self, Kind, NewClone, Settings};
 use mayfly_orchestrator::pve::preflight::{Wanted, preflight};
 use mayfly_orchestrator::pve::reply::{NodeState, Power, Resource, ipv4_of};
 use mayfly_orchestrator::pve::task::{Finished, Patience, Tasks, follow};
-use mayfly_orchestrator::pve::{
-    Cause, Client, Endpoint, Limits, PveError, Retry, Token, Trust, Upid,
-};
+use mayfly_orchestrator::pve::{Cause, Client, Endpoint, Limits, PveError, Retry, Token, Upid};
+use mayfly_orchestrator::trust::Trust;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

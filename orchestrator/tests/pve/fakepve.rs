@@ -1,6 +1,7 @@
 //! A fakepve of its own for each test: an unmodified one, in a process, on loopback, with TLS.
 
-use mayfly_orchestrator::pve::{Client, Endpoint, Guest, Limits, Token, Trust, VmId};
+use mayfly_orchestrator::pve::{Client, Endpoint, Guest, Limits, Token, VmId};
+use mayfly_orchestrator::trust::Trust;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};

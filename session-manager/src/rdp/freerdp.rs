@@ -64,11 +64,15 @@ pub fn freerdp_command(
         args.push("/sound".to_owned());
     }
     let password = credentials.password.expose_secret();
+    // A person of a domain has a password of their own, and the desktop's login screen asks for it.
+    let asked_there = password.is_empty();
     match client.flavour {
         Flavour::FreeRdp2 => {
             args.push("/dynamic-resolution".to_owned());
             // Plain /from-stdin is not read when the server, as xrdp, asks for no network level authentication.
-            args.push("/from-stdin:force".to_owned());
+            if !asked_there {
+                args.push("/from-stdin:force".to_owned());
+            }
             Command {
                 program: client.path.clone(),
                 args,
@@ -77,7 +81,9 @@ pub fn freerdp_command(
         }
         _ => {
             args.push("+dynamic-resolution".to_owned());
-            args.push(format!("/p:{password}"));
+            if !asked_there {
+                args.push(format!("/p:{password}"));
+            }
             Command {
                 program: client.path.clone(),
                 args: vec!["/args-from:stdin".to_owned()],
@@ -129,6 +135,26 @@ pub(super) mod tests {
             "desktop-000000a",
             options,
         )
+    }
+
+    #[test]
+    fn a_person_of_a_domain_gives_their_password_to_the_desktop_alone() {
+        let own = Credentials {
+            password: String::new().into(),
+            ..credentials()
+        };
+        for flavour in [Flavour::FreeRdp2, Flavour::FreeRdp3] {
+            let client = Client {
+                flavour,
+                ..client()
+            };
+            let made = freerdp_command(&client, &endpoint(), &own, "", &RdpOptions::default());
+            let all = format!("{:?} {}", made.args, made.stdin.expose_secret());
+            assert!(
+                !all.contains("/p:") && !all.contains("/from-stdin"),
+                "{all}"
+            );
+        }
     }
 
     #[test]

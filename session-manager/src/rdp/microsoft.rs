@@ -65,6 +65,7 @@ fn rdp_file(endpoint: &RdpEndpoint, credentials: &Credentials, options: &RdpOpti
     let lines = [
         format!("full address:s:{}", endpoint.address),
         format!("username:s:{}", credentials.user),
+        // The desktop asks those who have a password of their own.
         "prompt for credentials:i:0".to_owned(),
         "authentication level:i:0".to_owned(),
         "enablecredsspsupport:i:0".to_owned(),

@@ -93,7 +93,7 @@ pub async fn start(
             let plan = microsoft::mstsc_plan(endpoint, credentials, options);
             command.arg(rdp_file(&plan.file).map_err(failed)?);
             #[cfg(windows)]
-            {
+            if !plan.password.expose_secret().is_empty() {
                 let credential = windows::Credential::of(&plan).map_err(failed)?;
                 // Before it is written: half of it must go as well.
                 cleanup

@@ -237,6 +237,7 @@ mod tests {
         let spec = DesktopSpec {
             name: name(1),
             session: mayfly_api::SessionId::new(),
+            in_domain: false,
             cpus: 2,
             memory_mib: 1536,
             lifetime: Duration::from_secs(60),

@@ -713,6 +713,7 @@ mod tests {
         let spec = DesktopSpec {
             name: DesktopName::from_number(1).unwrap(),
             session: mayfly_api::SessionId::new(),
+            in_domain: false,
             cpus: 1,
             memory_mib: 64,
             lifetime: Duration::from_secs(60),

@@ -29,11 +29,11 @@ use crate::pve::preflight::{Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
 use crate::pve::task::{Patience, follow};
 use crate::pve::{
-    Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, Trust,
-    VmId,
+    Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, VmId,
 };
-use crate::secret::Secrets;
+use crate::secret::{self, Secrets};
 use crate::store::machines::{Machines, Reserved};
+use crate::trust::Trust;
 use anyhow::Context;
 use async_trait::async_trait;
 use mayfly_api::DesktopName;
@@ -44,7 +44,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -164,22 +164,9 @@ struct Site {
 
 impl Site {
     fn open(config: &ProxmoxConfig) -> anyhow::Result<Self> {
-        let token_file = &config.token_file;
-        let shown = token_file.display();
         let here = "provider.terraform.proxmox";
-        let mode = std::fs::metadata(token_file)
-            .with_context(|| format!("{here}.token_file = {shown}"))?
-            .permissions()
-            .mode();
-        anyhow::ensure!(
-            mode & 0o077 == 0,
-            "{here}.token_file: {shown} can be read by others; run: chmod 600 {shown}"
-        );
-        let secret = SecretString::from(
-            std::fs::read_to_string(token_file)
-                .with_context(|| format!("{here}.token_file = {shown}"))?
-                .trim(),
-        );
+        let secret =
+            secret::from_file(&config.token_file).with_context(|| format!("{here}.token_file"))?;
         let trust = match (&config.ca_file, &config.fingerprint) {
             (Some(_), Some(_)) => anyhow::bail!("{here}: ca_file or fingerprint, not both"),
             (Some(file), None) => Trust::Authority(file.clone()),

@@ -1,6 +1,5 @@
-//! Whose certificate is believed.
+//! Whose certificate is believed: that of a Proxmox VE API, or of a domain controller.
 
-use super::client::SettingsError;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use mayfly_api::pinned::Pinned;
 use rustls::crypto::ring;
@@ -11,6 +10,33 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+
+/// Why nobody can be believed: what is wrong, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The fingerprint.
+    #[error(
+        "{0:?} is no SHA-256 fingerprint: 32 bytes in hexadecimal digits, with or without colons"
+    )]
+    Fingerprint(String),
+    /// The authority's file.
+    #[error("the certificate authority in {} cannot be used: {what}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The system trusts nobody.
+    #[error(
+        "this system has no certificate authorities ({0}): install ca-certificates, or give the authority's file or the \
+         fingerprint"
+    )]
+    NoRoots(String),
+    /// TLS itself.
+    #[error("TLS cannot be used: {0}")]
+    Tls(String),
+}
 
 /// Whose certificate is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +54,10 @@ pub enum Trust {
 pub struct Fingerprint(String);
 
 impl FromStr for Fingerprint {
-    type Err = SettingsError;
+    type Err = TrustError;
 
-    fn from_str(text: &str) -> Result<Self, SettingsError> {
-        let wrong = || SettingsError::Fingerprint(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, TrustError> {
+        let wrong = || TrustError::Fingerprint(text.to_owned());
         let digits: String = text.trim().chars().filter(|c| *c != ':').collect();
         let bytes = HEXLOWER_PERMISSIVE
             .decode(digits.as_bytes())
@@ -51,11 +77,11 @@ impl fmt::Display for Fingerprint {
 
 impl Trust {
     /// The settings of rustls, and the pin if there is one: it remembers what was shown.
-    pub(super) fn tls(&self) -> Result<(ClientConfig, Option<Arc<Pinned>>), SettingsError> {
+    pub(crate) fn tls(&self) -> Result<(ClientConfig, Option<Arc<Pinned>>), TrustError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|e| SettingsError::Tls(e.to_string()))?;
+            .map_err(|e| TrustError::Tls(e.to_string()))?;
         if let Self::Fingerprint(Fingerprint(announced)) = self {
             let pinned = Arc::new(Pinned::new(announced, provider));
             let config = builder
@@ -70,11 +96,11 @@ impl Trust {
         Ok((config, None))
     }
 
-    fn roots(&self) -> Result<RootCertStore, SettingsError> {
+    fn roots(&self) -> Result<RootCertStore, TrustError> {
         let mut roots = RootCertStore::empty();
         match self {
             Self::Authority(path) => {
-                let wrong = |what: String| SettingsError::Authority {
+                let wrong = |what: String| TrustError::Authority {
                     path: path.clone(),
                     what,
                 };
@@ -92,7 +118,7 @@ impl Trust {
                 roots.add_parsable_certificates(found.certs);
                 if roots.is_empty() {
                     let why = found.errors.first().map(ToString::to_string);
-                    return Err(SettingsError::NoRoots(why.unwrap_or_default()));
+                    return Err(TrustError::NoRoots(why.unwrap_or_default()));
                 }
             }
         }

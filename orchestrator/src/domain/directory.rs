@@ -1,0 +1,451 @@
+//! Computer accounts in Active Directory, over LDAPS: made before a desktop boots, removed after it is gone.
+//!
+//! An account is *preset* with a one-time password, as `adcli preset-computer` does it; the desktop joins with that alone
+//! (`adcli join --login-type=computer`) and changes it, so that no administrator's credential is ever in a desktop. adcli itself
+//! would take the password as an argument that everybody can read, so the same is done here over LDAP.
+//!
+//! # Guarantees
+//! * Nothing is read or written outside the configured organisational unit.
+//! * Only over TLS, to a server whose certificate is believed. Passwords are in no error.
+//! * Removing an account that does not exist is no error; presetting one that exists is.
+//!
+//! Facts: attributes and `unicodePwd` are MS-ADTS 3.1.1.3.1.5.1 and MS-ADA3; `userAccountControl` MS-ADTS 2.2.16.
+
+use super::DomainConfig;
+use crate::trust::{Trust, TrustError};
+use jiff::civil::DateTime;
+use jiff::{SignedDuration, Timestamp};
+use ldap3::controls::RawControl;
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, ldap_escape};
+use mayfly_api::DesktopName;
+use rustls::ClientConfig;
+use secrecy::{ExposeSecret, SecretString};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Until a connection stands, and for each operation.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// `WORKSTATION_TRUST_ACCOUNT`
+const WORKSTATION: &str = "4096";
+/// `LDAP_SERVER_TREE_DELETE_OID`: a computer may have objects below it (MS-ADTS 3.1.1.3.4.1.15).
+const TREE_DELETE: &str = "1.2.840.113556.1.4.805";
+const INVALID_CREDENTIALS: u32 = 49;
+const NO_SUCH_OBJECT: u32 = 32;
+const INSUFFICIENT_RIGHTS: u32 = 50;
+const ALREADY_EXISTS: u32 = 68;
+/// Kerberos refuses a clock that is off by more (RFC 4120, and Active Directory's default).
+const MOST_SKEW: SignedDuration = SignedDuration::from_secs(300);
+
+/// Why the directory did not do something; says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// No server answers.
+    #[error("no domain controller answers: {0}")]
+    Unreachable(String),
+    /// The certificate is not believed.
+    #[error(
+        "the certificate of {server} is not trusted ({cause}): set domain.ca_file to the authority that signed it"
+    )]
+    Certificate {
+        /// The server.
+        server: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The account or its password is wrong.
+    #[error(
+        "the domain does not accept {account} or its password (domain.account, domain.password_file)"
+    )]
+    Refused {
+        /// Who we are there.
+        account: String,
+    },
+    /// The account may not do that.
+    #[error(
+        "{account} may not {what}: delegate creating and deleting computers, and resetting their passwords, in {ou}"
+    )]
+    Forbidden {
+        /// Who we are there.
+        account: String,
+        /// What it may not do.
+        what: String,
+        /// Where.
+        ou: String,
+    },
+    /// The organisational unit does not exist.
+    #[error("{0} does not exist in the domain, or may not be seen (domain.ou)")]
+    NoSuchUnit(String),
+    /// The account exists already.
+    #[error("the computer account {0} exists already")]
+    Exists(DesktopName),
+    /// Anything else.
+    #[error("the domain: {0}")]
+    Failed(String),
+}
+
+/// The directory of a domain.
+pub struct Directory {
+    servers: Vec<String>,
+    domain: String,
+    account: String,
+    password: SecretString,
+    ou: String,
+    tls: Arc<ClientConfig>,
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory")
+            .field("servers", &self.servers)
+            .field("account", &self.account)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Directory {
+    /// Connects nowhere yet.
+    ///
+    /// # Errors
+    /// If the authority's file cannot be used.
+    pub fn new(config: &DomainConfig, password: SecretString) -> Result<Self, TrustError> {
+        let trust = match &config.ca_file {
+            Some(file) => Trust::Authority(file.clone()),
+            None => Trust::System,
+        };
+        Ok(Self {
+            servers: config.servers.clone(),
+            domain: config.name.clone(),
+            account: config.account.clone(),
+            password,
+            ou: config.ou.clone(),
+            tls: Arc::new(trust.tls()?.0),
+        })
+    }
+
+    /// Presets the account of a desktop.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`]; [`DirectoryError::Exists`] if there is one.
+    pub async fn preset(
+        &self,
+        name: DesktopName,
+        password: &SecretString,
+    ) -> Result<(), DirectoryError> {
+        let mut ldap = self.bound().await?;
+        let netbios = name.to_string().to_uppercase();
+        let host = format!("{name}.{}", self.domain);
+        let attributes = [
+            ("objectClass", vec!["computer".to_owned()]),
+            ("sAMAccountName", vec![format!("{netbios}$")]),
+            ("userAccountControl", vec![WORKSTATION.to_owned()]),
+            ("dNSHostName", vec![host.clone()]),
+            (
+                "servicePrincipalName",
+                vec![
+                    format!("HOST/{netbios}"),
+                    format!("HOST/{host}"),
+                    format!("RestrictedKrbHost/{netbios}"),
+                    format!("RestrictedKrbHost/{host}"),
+                ],
+            ),
+            ("description", vec!["Mayfly".to_owned()]),
+        ];
+        let mut attributes: Vec<(Vec<u8>, HashSet<Vec<u8>>)> = attributes
+            .into_iter()
+            .map(|(name, values)| {
+                let values = values.into_iter().map(String::into_bytes).collect();
+                (name.into(), values)
+            })
+            .collect();
+        attributes.push((
+            "unicodePwd".into(),
+            HashSet::from([unicode_password(password)]),
+        ));
+        let added = ldap
+            .with_timeout(PATIENCE)
+            .add(&self.dn(name), attributes)
+            .await;
+        let outcome = match added {
+            Err(error) => Err(self.failed(&error)),
+            Ok(result) => match result.rc {
+                0 => Ok(()),
+                ALREADY_EXISTS => Err(DirectoryError::Exists(name)),
+                rc => Err(self.said(rc, &result.text, "create a computer account")),
+            },
+        };
+        let _ = ldap.unbind().await;
+        outcome
+    }
+
+    /// Removes the account of a desktop; `false` if there was none.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`].
+    pub async fn remove(&self, name: DesktopName) -> Result<bool, DirectoryError> {
+        let mut ldap = self.bound().await?;
+        let found = self.find(&mut ldap, &account_filter(name)).await?;
+        for (dn, _) in &found {
+            let tree = RawControl {
+                ctype: TREE_DELETE.to_owned(),
+                crit: true,
+                val: None,
+            };
+            let deleted = ldap
+                .with_timeout(PATIENCE)
+                .with_controls(tree)
+                .delete(dn)
+                .await
+                .map_err(|error| self.failed(&error))?;
+            match deleted.rc {
+                0 | NO_SUCH_OBJECT => {}
+                // Deleting a tree is a right of its own; the account alone may do.
+                _ => {
+                    let deleted = ldap
+                        .with_timeout(PATIENCE)
+                        .delete(dn)
+                        .await
+                        .map_err(|error| self.failed(&error))?;
+                    if !matches!(deleted.rc, 0 | NO_SUCH_OBJECT) {
+                        return Err(self.said(
+                            deleted.rc,
+                            &deleted.text,
+                            "delete a computer account",
+                        ));
+                    }
+                }
+            }
+        }
+        let left = self.find(&mut ldap, &account_filter(name)).await?;
+        let _ = ldap.unbind().await;
+        if left.is_empty() {
+            Ok(!found.is_empty())
+        } else {
+            Err(DirectoryError::Failed(format!(
+                "the account of {name} is there after its removal"
+            )))
+        }
+    }
+
+    /// Whether a desktop has an account.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`].
+    pub async fn exists(&self, name: DesktopName) -> Result<bool, DirectoryError> {
+        let mut ldap = self.bound().await?;
+        let found = self.find(&mut ldap, &account_filter(name)).await?;
+        let _ = ldap.unbind().await;
+        Ok(!found.is_empty())
+    }
+
+    /// The desktops that have an account in the unit.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`].
+    pub async fn list(&self) -> Result<Vec<DesktopName>, DirectoryError> {
+        let mut ldap = self.bound().await?;
+        let found = self
+            .find(
+                &mut ldap,
+                "(&(objectClass=computer)(sAMAccountName=DESKTOP-*))",
+            )
+            .await?;
+        let _ = ldap.unbind().await;
+        let mut names: Vec<DesktopName> = found
+            .into_iter()
+            .filter_map(|(_, account)| account.trim_end_matches('$').to_lowercase().parse().ok())
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Looks at what desktops will need: an account that is accepted, the unit, clocks that agree.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub async fn check(&self) -> Result<(), DirectoryError> {
+        let mut ldap = self.bound().await?;
+        let root = ldap
+            .with_timeout(PATIENCE)
+            .search("", Scope::Base, "(objectClass=*)", ["currentTime"])
+            .await
+            .and_then(ldap3::SearchResult::success)
+            .map_err(|error| self.failed(&error))?;
+        let told = root.0.into_iter().next().map(SearchEntry::construct);
+        let told = told.and_then(|entry| entry.attrs.get("currentTime")?.first().cloned());
+        if let Some(theirs) = told.as_deref().and_then(generalized_time) {
+            let skew = Timestamp::now().duration_since(theirs);
+            if skew.abs() > MOST_SKEW {
+                return Err(DirectoryError::Failed(format!(
+                    "its clock and this machine's differ by {} s, and Kerberos refuses more than {} s: \
+                     set this machine's clock by the domain's",
+                    skew.abs().as_secs(),
+                    MOST_SKEW.as_secs()
+                )));
+            }
+        }
+        let unit = ldap
+            .with_timeout(PATIENCE)
+            .search(&self.ou, Scope::Base, "(objectClass=*)", ["dn"])
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let _ = ldap.unbind().await;
+        match unit.1.rc {
+            0 if !unit.0.is_empty() => Ok(()),
+            0 | NO_SUCH_OBJECT => Err(DirectoryError::NoSuchUnit(self.ou.clone())),
+            rc => Err(self.said(rc, &unit.1.text, "look into its unit")),
+        }
+    }
+
+    fn dn(&self, name: DesktopName) -> String {
+        format!("CN={},{}", name.to_string().to_uppercase(), self.ou)
+    }
+
+    /// DN and `sAMAccountName` of what the filter finds in the unit.
+    async fn find(
+        &self,
+        ldap: &mut Ldap,
+        filter: &str,
+    ) -> Result<Vec<(String, String)>, DirectoryError> {
+        let found = ldap
+            .with_timeout(PATIENCE)
+            .search(&self.ou, Scope::Subtree, filter, ["sAMAccountName"])
+            .await
+            .map_err(|error| self.failed(&error))?;
+        match found.1.rc {
+            0 => {}
+            NO_SUCH_OBJECT => return Err(DirectoryError::NoSuchUnit(self.ou.clone())),
+            rc => return Err(self.said(rc, &found.1.text, "look into its unit")),
+        }
+        Ok(found
+            .0
+            .into_iter()
+            .map(SearchEntry::construct)
+            .filter_map(|entry| {
+                let account = entry.attrs.get("sAMAccountName")?.first()?.clone();
+                Some((entry.dn, account))
+            })
+            .collect())
+    }
+
+    /// A connection to the first server that answers.
+    async fn bound(&self) -> Result<Ldap, DirectoryError> {
+        let mut last =
+            DirectoryError::Unreachable("none is configured (domain.servers)".to_owned());
+        for server in &self.servers {
+            match self.bound_at(server).await {
+                Err(error @ DirectoryError::Unreachable(_)) => last = error,
+                done => return done,
+            }
+        }
+        Err(last)
+    }
+
+    async fn bound_at(&self, server: &str) -> Result<Ldap, DirectoryError> {
+        let settings = LdapConnSettings::new()
+            .set_conn_timeout(PATIENCE)
+            .set_config(self.tls.clone());
+        let connected = LdapConnAsync::with_settings(settings, &format!("ldaps://{server}"));
+        let (connection, mut ldap) = match connected.await {
+            Ok(pair) => pair,
+            Err(error) => return Err(unconnected(server, &error)),
+        };
+        ldap3::drive!(connection);
+        let bound = ldap
+            .with_timeout(PATIENCE)
+            .simple_bind(&self.account, self.password.expose_secret())
+            .await
+            .map_err(|error| self.failed(&error))?;
+        match bound.rc {
+            0 => Ok(ldap),
+            rc => Err(self.said(rc, &bound.text, "log in")),
+        }
+    }
+
+    fn said(&self, rc: u32, text: &str, what: &str) -> DirectoryError {
+        match rc {
+            INVALID_CREDENTIALS => DirectoryError::Refused {
+                account: self.account.clone(),
+            },
+            INSUFFICIENT_RIGHTS => DirectoryError::Forbidden {
+                account: self.account.clone(),
+                what: what.to_owned(),
+                ou: self.ou.clone(),
+            },
+            NO_SUCH_OBJECT => DirectoryError::NoSuchUnit(self.ou.clone()),
+            _ => DirectoryError::Failed(format!("could not {what}: LDAP result {rc} ({text})")),
+        }
+    }
+
+    #[allow(clippy::unused_self, reason = "beside `said`")]
+    fn failed(&self, error: &LdapError) -> DirectoryError {
+        match error {
+            LdapError::Timeout { .. } => {
+                DirectoryError::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()))
+            }
+            LdapError::Io { source } => DirectoryError::Unreachable(source.to_string()),
+            other => DirectoryError::Unreachable(other.to_string()),
+        }
+    }
+}
+
+fn unconnected(server: &str, error: &LdapError) -> DirectoryError {
+    let text = error.to_string();
+    // What rustls says of a certificate, and of a name that is not in it.
+    if text.contains("certificate") {
+        return DirectoryError::Certificate {
+            server: server.to_owned(),
+            cause: text.trim_start_matches("I/O error: ").to_owned(),
+        };
+    }
+    DirectoryError::Unreachable(format!("{server}: {text}"))
+}
+
+fn account_filter(name: DesktopName) -> String {
+    let account = format!("{}$", name.to_string().to_uppercase());
+    format!(
+        "(&(objectClass=computer)(sAMAccountName={}))",
+        ldap_escape(account)
+    )
+}
+
+/// In quotation marks, as UTF-16 (MS-ADTS 3.1.1.3.1.5.1).
+fn unicode_password(password: &SecretString) -> Vec<u8> {
+    format!("\"{}\"", password.expose_secret())
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect()
+}
+
+/// `20260204120000.0Z`
+fn generalized_time(text: &str) -> Option<Timestamp> {
+    let time = DateTime::strptime("%Y%m%d%H%M%S", text.get(..14)?).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_and_times_are_written_as_active_directory_does() {
+        assert_eq!(
+            unicode_password(&"aé".into()),
+            [b'"', 0, b'a', 0, 0xe9, 0, b'"', 0]
+        );
+        assert_eq!(
+            generalized_time("20260204120001.0Z").unwrap().to_string(),
+            "2026-02-04T12:00:01Z"
+        );
+        assert_eq!(generalized_time("soon"), None);
+    }
+
+    #[test]
+    fn only_the_one_account_is_asked_for() {
+        let name = DesktopName::from_number(0xabc).unwrap();
+        assert_eq!(
+            account_filter(name),
+            "(&(objectClass=computer)(sAMAccountName=DESKTOP-0000ABC$))"
+        );
+    }
+}
