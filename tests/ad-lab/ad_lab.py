@@ -73,7 +73,8 @@ def outside(options):
     inner = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL"]
         + "unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc".split()
-        + [sys.executable, "-I", os.path.abspath(__file__), "--inside"],
+        # Samba's modules belong to the distribution's own Python.
+        + ["/usr/bin/python3", "-I", os.path.abspath(__file__), "--inside"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -140,9 +141,13 @@ def inside():
     run("ip", "route", "add", "default", "via", options["gateway"])
 
     certificates(name, address)
+    # The distribution's own settings would come along: printers, and a say for this machine's PAM.
+    with open(f"{HERE}/empty.conf", "w", encoding="ascii") as file:
+        file.write("[global]\n")
     # No administrator's password is given: Samba makes a random one, which nobody reads.
     run(
         *("samba-tool", "domain", "provision", "--server-role=dc", "--use-rfc2307", "--dns-backend=SAMBA_INTERNAL"),
+        f"--configfile={HERE}/empty.conf",
         *(f"--realm={realm}", f"--domain={netbios}", "--host-name=dc1", f"--host-ip={address}"),
         *(f"--targetdir={HERE}/lab", "--option=interfaces=lo eth0", "--option=bind interfaces only=yes"),
     )
@@ -231,7 +236,7 @@ def configure(options):
         place,
         f"{forwarder}\ttls keyfile = {HERE}/dc.key\n\ttls certfile = {HERE}/dc.pem\n\ttls cafile = {HERE}/ca.pem\n"
         "\tserver services = s3fs, rpc, ldap, cldap, kdc, winbindd, dns\n"
-        "\tserver min protocol = SMB3\n\tlog level = 0\n\tload printers = no\n",
+        "\tserver min protocol = SMB3\n\tload printers = no\n\tdisable spoolss = yes\n",
     )
     lines.append(
         f"\n[partage]\n\tcomment = Everybody's\n\tpath = {options['shares']}/partage\n\tread only = no\n"
