@@ -1,6 +1,7 @@
 """What a test can ask of the lab, or do to it, beside what the API can: lab.py lists it. Seconds are Proxmox VE's."""
 
 import asyncio
+import base64
 import collections
 import re
 import socket
@@ -62,6 +63,18 @@ class Orders:
     async def kill_machine(self, vmid):
         self.machines[vmid].process.kill()
         await self.machines[vmid].ended(None)
+
+    async def guest(self, vmid, *command):
+        """What a command says that root runs inside."""
+        machine = self.machines[vmid]
+        order = {'path': command[0], 'arg': list(command[1:]), 'capture-output': True}
+        started = await machine.ask_agent('guest-exec', order)
+        while True:
+            status = await machine.ask_agent('guest-exec-status', {'pid': started['pid']})
+            if status['exited']:
+                words = [base64.b64decode(status.get(name, '')).decode() for name in ('out-data', 'err-data')]
+                return {'code': status.get('exitcode'), 'out': words[0], 'err': words[1]}
+            await asyncio.sleep(0.1)
 
     async def unreachable(self, seconds):
         """Nothing listens, and what was connected is cut off. What had begun goes on."""

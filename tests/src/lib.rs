@@ -18,6 +18,7 @@
 pub mod caller;
 pub mod lab;
 pub mod machine;
+pub mod realm;
 pub mod sessions;
 pub mod site;
 pub use mayfly_micro_guest as micro_guest;

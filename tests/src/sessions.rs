@@ -4,7 +4,7 @@ use crate::caller::Caller;
 use crate::lab::{Desk, Lab, Orchestrator, Process, until};
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::StreamExt;
-use mayfly_api::{CreateSession, Session, SessionId, SessionPhase, StageName};
+use mayfly_api::{CreateSession, Credentials, Session, SessionId, SessionPhase, StageName};
 use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
@@ -28,11 +28,16 @@ impl Held {
     /// # Errors
     /// When the orchestrator refuses.
     pub async fn create(orchestrator: &Orchestrator) -> Result<Self> {
+        Self::ask(orchestrator, &CreateSession::default()).await
+    }
+
+    /// Asks for this desktop.
+    ///
+    /// # Errors
+    /// When the orchestrator refuses.
+    pub async fn ask(orchestrator: &Orchestrator, wish: &CreateSession) -> Result<Self> {
         let key = SessionId::new().to_string();
-        let created = orchestrator
-            .client()
-            .create(&CreateSession::default(), &key)
-            .await?;
+        let created = orchestrator.client().create(wish, &key).await?;
         Ok(Self {
             id: created.session.id,
             secret: created.secret,
@@ -150,12 +155,26 @@ impl Held {
         desk: &Desk,
         orchestrator: &Orchestrator,
     ) -> Result<Process> {
-        let session = self.get(orchestrator).await?;
-        let rdp = session.rdp.context("ready without an address")?;
         let credentials = orchestrator
             .client()
             .credentials(self.id, &self.secret)
             .await?;
+        self.view_as(lab, desk, orchestrator, &credentials).await
+    }
+
+    /// The same as this person, with this password.
+    ///
+    /// # Errors
+    /// When it is not ready or the client does not start.
+    pub async fn view_as(
+        &self,
+        lab: &Lab,
+        desk: &Desk,
+        orchestrator: &Orchestrator,
+        credentials: &Credentials,
+    ) -> Result<Process> {
+        let session = self.get(orchestrator).await?;
+        let rdp = session.rdp.context("ready without an address")?;
         let pairs: Vec<&str> = (0..rdp.certificate_sha256.len() / 2)
             .filter_map(|i| rdp.certificate_sha256.get(2 * i..2 * i + 2))
             .collect();
@@ -171,7 +190,7 @@ impl Held {
         ]);
         let password = format!("{}\n", credentials.password.expose_secret());
         lab.start_with_input(
-            &format!("xfreerdp-{}", self.id),
+            &format!("xfreerdp-{}-{}", credentials.user, self.id),
             command,
             password.as_bytes(),
         )

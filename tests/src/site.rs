@@ -169,6 +169,23 @@ impl Site {
         Ok(serde_json::from_value(all)?)
     }
 
+    /// What a shell line says that root runs in a machine.
+    ///
+    /// # Errors
+    /// When the guest agent does not answer, or the line fails.
+    pub fn shell(&mut self, vmid: u32, line: &str) -> Result<String> {
+        let said = self.order(&json!({"do": ["guest", vmid, "/bin/sh", "-c", line]}))?;
+        let words = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
+        ensure!(
+            said["code"] == 0,
+            "{line}: {} {}{}",
+            said["code"],
+            words("out"),
+            words("err")
+        );
+        Ok(words("out"))
+    }
+
     /// A file of its own, such as `ca.pem` or `token`.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

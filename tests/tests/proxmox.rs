@@ -9,6 +9,7 @@ use mayfly_api::agent::Call;
 use mayfly_api::{DesktopName, EndReason, SessionPhase, StageName};
 use mayfly_orchestrator::agents::{Agents, AgentsConfig, Callers};
 use mayfly_orchestrator::config::Config;
+use mayfly_orchestrator::domain::Member;
 use mayfly_orchestrator::http::terraform::{Backend, router};
 use mayfly_orchestrator::provider::conformance::{self, World};
 use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
@@ -17,6 +18,7 @@ use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
+use mayfly_tests::realm::Realm;
 use mayfly_tests::sessions::{END, Held, READY};
 use mayfly_tests::site::{AGENTS, FIRST_VM_ID, Site, TOKEN, alone};
 use serde_json::{Value, json};
@@ -366,6 +368,7 @@ struct Ground {
     agents: Arc<Agents>,
     config: Config,
     api: String,
+    realm: Option<Realm>,
 }
 
 /// Who knows the conformance suite's token.
@@ -380,13 +383,14 @@ impl Callers for Suite {
 }
 
 impl Ground {
-    async fn new() -> Result<Self> {
+    async fn new(realm: Option<Realm>) -> Result<Self> {
         let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}))?;
         let folder = tempfile::tempdir()?;
         let text = format!(
-            "state_dir = {:?}\n[[template]]\nname = \"desktop\"\nprovider = \"terraform\"\n{}",
+            "state_dir = {:?}\n[[template]]\nname = \"desktop\"\nprovider = \"terraform\"\n{}{}",
             folder.path(),
-            site.configuration()?
+            site.configuration()?,
+            realm.as_ref().map(Realm::configuration).unwrap_or_default(),
         );
         let config = Config::read(&text, "the test", [])?;
         let store = Arc::new(SqliteStore::open(&folder.path().join("mayfly.db")).await?);
@@ -411,6 +415,7 @@ impl Ground {
             agents,
             config,
             api,
+            realm,
         })
     }
 }
@@ -427,7 +432,16 @@ impl World for Ground {
             api: self.api.clone(),
         };
         let provider = Terraform::new(self.config.provider.terraform.clone(), parts);
-        Arc::new(provider.expect("a site").with_steps(steps))
+        let provider = Arc::new(provider.expect("a site").with_steps(steps));
+        if !self.in_domain() {
+            return provider;
+        }
+        let directory = Arc::new(self.config.domain.open().expect("a domain"));
+        Arc::new(Member::new(provider, directory, self.secrets.clone()))
+    }
+
+    fn in_domain(&self) -> bool {
+        self.realm.is_some()
     }
 
     fn create_steps(&self) -> Vec<&'static str> {
@@ -446,6 +460,9 @@ impl World for Ground {
         let mut site = self.site.lock().expect("nobody panicked with it");
         let machines = site.machines().expect("the lab answers");
         let mut left: Vec<_> = machines.iter().map(|m| format!("{m:?}")).collect();
+        if let Some(realm) = &self.realm {
+            left.extend(realm.accounts().expect("the domain answers"));
+        }
         let runs = std::fs::read_dir(self.folder.path().join("terraform"));
         left.extend(
             runs.into_iter()
@@ -474,7 +491,7 @@ fn steps(of: &str) -> Vec<&'static str> {
 #[test]
 fn conformance_a_desktop_lives_and_dies() -> Result<()> {
     alone("conformance_a_desktop_lives_and_dies", async || {
-        conformance::a_desktop_lives_and_dies(&Ground::new().await?).await;
+        conformance::a_desktop_lives_and_dies(&Ground::new(None).await?).await;
         Ok(())
     })
 }
@@ -484,8 +501,22 @@ fn conformance_a_crash_between_any_two_steps_leaves_nothing() -> Result<()> {
     alone(
         "conformance_a_crash_between_any_two_steps_leaves_nothing",
         async || {
-            let ground = Ground::new().await?;
+            let ground = Ground::new(None).await?;
             conformance::nothing_is_destroyed_without_complaint(&ground).await;
+            conformance::a_crash_between_any_two_steps_leaves_nothing(&ground).await;
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn conformance_accounts_of_a_domain_come_and_go_with_their_machines() -> Result<()> {
+    alone(
+        "conformance_accounts_of_a_domain_come_and_go_with_their_machines",
+        async || {
+            let ground = Ground::new(Some(Realm::start()?)).await?;
+            conformance::nothing_is_destroyed_without_complaint(&ground).await;
+            conformance::a_desktop_lives_and_dies(&ground).await;
             conformance::a_crash_between_any_two_steps_leaves_nothing(&ground).await;
             Ok(())
         },
@@ -495,7 +526,7 @@ fn conformance_a_crash_between_any_two_steps_leaves_nothing() -> Result<()> {
 #[test]
 fn conformance_many_at_once() -> Result<()> {
     alone("conformance_many_at_once", async || {
-        conformance::many_at_once(&Ground::new().await?).await;
+        conformance::many_at_once(&Ground::new(None).await?).await;
         Ok(())
     })
 }

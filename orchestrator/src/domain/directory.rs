@@ -345,8 +345,8 @@ impl Directory {
         let settings = LdapConnSettings::new()
             .set_conn_timeout(PATIENCE)
             .set_config(self.tls.clone());
-        let connected = LdapConnAsync::with_settings(settings, &format!("ldaps://{server}"));
-        let (connection, mut ldap) = match connected.await {
+        let url = format!("ldaps://{server}");
+        let (connection, mut ldap) = match LdapConnAsync::with_settings(settings, &url).await {
             Ok(pair) => pair,
             Err(error) => return Err(unconnected(server, &error)),
         };
@@ -420,7 +420,7 @@ fn unicode_password(password: &SecretString) -> Vec<u8> {
 /// `20260204120000.0Z`
 fn generalized_time(text: &str) -> Option<Timestamp> {
     let time = DateTime::strptime("%Y%m%d%H%M%S", text.get(..14)?).ok()?;
-    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
 }
 
 #[cfg(test)]

@@ -31,6 +31,11 @@ pub trait World: Send + Sync {
     /// Processors and memory (MiB) of a machine here.
     fn size(&self) -> (u32, u32);
 
+    /// Whether machines here are members of a domain.
+    fn in_domain(&self) -> bool {
+        false
+    }
+
     /// Whatever of any desktop is left in this world: processes, sockets, files. Not found by asking the provider.
     fn leftovers(&self) -> Vec<String>;
 }
@@ -60,7 +65,7 @@ fn spec(world: &dyn World, name: DesktopName) -> DesktopSpec {
     DesktopSpec {
         name,
         session: mayfly_api::SessionId::new(),
-        in_domain: false,
+        in_domain: world.in_domain(),
         cpus,
         memory_mib,
         lifetime: Duration::from_secs(600),

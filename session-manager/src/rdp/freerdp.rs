@@ -144,10 +144,7 @@ pub(super) mod tests {
             ..credentials()
         };
         for flavour in [Flavour::FreeRdp2, Flavour::FreeRdp3] {
-            let client = Client {
-                flavour,
-                ..client()
-            };
+            let client = client("/usr/bin/xfreerdp", flavour);
             let made = freerdp_command(&client, &endpoint(), &own, "", &RdpOptions::default());
             let all = format!("{:?} {}", made.args, made.stdin.expose_secret());
             assert!(
