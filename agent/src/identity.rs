@@ -395,7 +395,10 @@ impl Machine {
 /// Refuses what must not reach a file or a command, wherever the bootstrap came from.
 fn check(bootstrap: &Bootstrap) -> anyhow::Result<()> {
     let Bootstrap {
-        host_name, user, ..
+        host_name,
+        user,
+        domain,
+        ..
     } = bootstrap;
     let letters = |text: &str, more: &str| {
         text.chars()
@@ -410,7 +413,7 @@ fn check(bootstrap: &Bootstrap) -> anyhow::Result<()> {
     );
     ensure!(
         (1..=32).contains(&user.len())
-            && letters(user, "_-")
+            && letters(user, if domain.is_some() { "_-." } else { "_-" })
             && user.starts_with(|c: char| c.is_ascii_lowercase() || c == '_'),
         "{user:?} is not a login name"
     );

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a message may lie here while nothing is heard: one thread reads and writes.
 const TURN: Duration = Duration::from_millis(100);
-/// The orchestrator answers what is said every 2 s: a line that is silent this long is dead.
+/// The orchestrator answers whatever is said: a line on which nothing came back for this long is dead.
 const SILENCE: Duration = Duration::from_secs(20);
 /// Messages that wait for their turn.
 const QUEUE: usize = 32;
@@ -135,7 +135,7 @@ fn converse(
 ) -> io::Result<()> {
     let mut lines = Lines::default();
     let mut buffer = [0; 4096];
-    let mut heard = Instant::now();
+    let mut unanswered: Option<Instant> = None;
     loop {
         loop {
             match outgoing.try_recv() {
@@ -143,6 +143,7 @@ fn converse(
                     let mut line = serde_json::to_vec(&message)?;
                     line.push(b'\n');
                     stream.write_all(&line)?;
+                    unanswered.get_or_insert_with(Instant::now);
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
@@ -152,7 +153,7 @@ fn converse(
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(read) => {
-                heard = Instant::now();
+                unanswered = None;
                 for message in lines.feed(&buffer[..read]) {
                     if events.send(Event::Heard(message)).is_err() {
                         return Ok(());
@@ -167,7 +168,7 @@ fn converse(
                         | io::ErrorKind::Interrupted
                 ) =>
             {
-                if heard.elapsed() >= SILENCE {
+                if unanswered.is_some_and(|since| since.elapsed() >= SILENCE) {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody answers"));
                 }
             }

@@ -29,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// So many connections may be unbelieved at a time.
@@ -59,6 +60,8 @@ pub trait Callers: Send + Sync + 'static {
 pub struct Agents {
     line: Line,
     waiting: Mutex<HashMap<DesktopName, AgentChannel>>,
+    /// Cuts the line that each desktop's agent opened last, taken up or not.
+    open: Mutex<HashMap<DesktopName, CancellationToken>>,
     arrived: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -107,6 +110,7 @@ impl Agents {
         let agents = Arc::new(Self {
             line,
             waiting: Mutex::default(),
+            open: Mutex::default(),
             arrived: Notify::new(),
             task: Mutex::default(),
         });
@@ -141,9 +145,24 @@ impl Agents {
         }
     }
 
-    /// Closes what waits of that desktop.
+    /// Closes that desktop's line.
     pub fn forget(&self, name: DesktopName) {
-        self.waiting().remove(&name);
+        self.replace(name, None);
+    }
+
+    /// A newer line takes the place of the older: an agent calls again only when it hears nothing any more, and the network may
+    /// not have told this side.
+    fn replace(&self, name: DesktopName, newer: Option<(AgentChannel, CancellationToken)>) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
+        waiting.remove(&name);
+        if let Some(older) = open.remove(&name) {
+            older.cancel();
+        }
+        if let Some((channel, cut)) = newer {
+            waiting.insert(name, channel);
+            open.insert(name, cut);
+        }
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<DesktopName, AgentChannel>> {
@@ -175,10 +194,10 @@ async fn accept(
             let answered = tokio::time::timeout(PATIENCE, answer(socket, tls, &*callers)).await;
             drop(place);
             match answered {
-                Ok(Ok((name, channel))) => {
+                Ok(Ok((name, channel, cut))) => {
                     if let Some(agents) = agents.upgrade() {
                         debug!(desktop = %name, "its agent has called");
-                        agents.waiting().insert(name, channel);
+                        agents.replace(name, Some((channel, cut)));
                         agents.arrived.notify_waiters();
                     }
                 }
@@ -195,7 +214,7 @@ async fn answer(
     socket: TcpStream,
     tls: TlsAcceptor,
     callers: &dyn Callers,
-) -> anyhow::Result<(DesktopName, AgentChannel)> {
+) -> anyhow::Result<(DesktopName, AgentChannel, CancellationToken)> {
     socket.set_nodelay(true)?;
     let mut stream = tls.accept(socket).await?;
     let call: Call = serde_json::from_slice(&first_line(&mut stream).await?)
@@ -203,7 +222,8 @@ async fn answer(
     if !callers.believe(&call).await {
         bail!("{} does not have that session, or that token", call.desktop);
     }
-    Ok((call.desktop, channel::over(stream)))
+    let cut = CancellationToken::new();
+    Ok((call.desktop, channel::over(stream, cut.clone()), cut))
 }
 
 /// Byte for byte: what comes after the line belongs to the channel.
@@ -322,8 +342,10 @@ mod tests {
         old.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"{\"type\":\"ack\"}\n");
 
+        // The network does not tell this side that the old one is dead.
         let _new = call(agents.line(), "right").await;
         drop(agents.channel(name()).await);
+        assert!(channel.from_agent.recv().await.is_none(), "it was cut");
     }
 
     #[tokio::test]

@@ -338,6 +338,24 @@ impl Config {
                 &allowed,
             );
         }
+        let here = self.agents.listen.filter(|_| self.agents.address.is_none());
+        if here.is_some_and(|listen| listen.ip().is_unspecified()) {
+            return wrong(
+                "agents.listen",
+                self.agents
+                    .listen
+                    .map(|l| l.to_string())
+                    .unwrap_or_default(),
+                "desktops cannot call every address: set agents.address to the one that they reach",
+            );
+        }
+        if self.uses(ProviderKind::Terraform) && self.agents.listen.is_none() {
+            return wrong(
+                "agents.listen",
+                "nothing".to_owned(),
+                "desktops of the provider terraform need a place to call, such as \"10.0.0.5:5001\"",
+            );
+        }
         if self.template.is_empty() {
             return wrong("template", "[]".to_owned(), "at least one is needed");
         }
@@ -488,6 +506,14 @@ mod tests {
                 vec!["vmware", "qemu", "simulated"],
             ),
             ("template = []", vec!["template", "at least one"]),
+            (
+                "[agents]\nlisten = \"0.0.0.0:5001\"",
+                vec!["agents.listen", "agents.address"],
+            ),
+            (
+                "[[template]]\nname = \"a\"\nprovider = \"terraform\"",
+                vec!["agents.listen", "5001"],
+            ),
             ("state_dir = \"here\"", vec!["state_dir", "absolute"]),
         ] {
             let error = read(text).unwrap_err().to_string();

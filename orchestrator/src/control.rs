@@ -24,6 +24,9 @@ use tracing::{debug, error, info, warn};
 
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
+/// Of the machines that a provider shows, one in so many is removed in one pass, and so many in any case.
+const REAPED_SHARE: usize = 5;
+const REAPED_ALWAYS: usize = 3;
 /// Pause between two passes of the reaper.
 const REAP: Duration = Duration::from_secs(30);
 /// A second look at what the first pass of a new process found.
@@ -250,12 +253,6 @@ impl Control {
 
     fn wish(&self, origin: Origin, request: &CreateSession) -> Result<Wish, Refused> {
         let invalid = |detail: String| Refused::new(ProblemCode::InvalidRequest, detail);
-        let user = request.user.as_deref().unwrap_or("user");
-        if !is_user(user) {
-            return Err(invalid(format!(
-                "user = {user:?}: a lower-case letter or '_', then up to 31 lower-case letters, digits, '_' and '-' are allowed, and no account of the system"
-            )));
-        }
         let config = &self.shared.config;
         let template = config
             .find_template(request.template.as_deref())
@@ -263,6 +260,22 @@ impl Control {
                 let names: Vec<_> = config.template.iter().map(|t| t.name.as_str()).collect();
                 invalid(format!("template: there is {}", names.join(", ")))
             })?;
+        let user = match request.user.as_deref() {
+            None if template.domain => {
+                return Err(invalid(
+                    "user: say who it is for, by their login name in the domain".to_owned(),
+                ));
+            }
+            given => given.unwrap_or("user"),
+        };
+        // Domains have first.last.
+        let valid = is_user(user) || template.domain && is_user(&user.replace('.', "-"));
+        if !valid {
+            return Err(invalid(format!(
+                "user = {user:?}: a lower-case letter or '_', then up to 31 lower-case letters, digits, '_' and '-' (in a domain '.' \
+                 as well) are allowed, and no account of the system"
+            )));
+        }
         let check = |name: &str, value: &Option<String>, valid: fn(&str) -> bool, example: &str| {
             match value {
                 Some(value) if !valid(value) => Err(invalid(format!(
@@ -495,16 +508,23 @@ async fn reap_from(
 ) -> anyhow::Result<()> {
     // In this order: a machine that is made in between is in neither or in both.
     let there = provider.list().await?;
-    let owned: HashSet<_> = shared
-        .store
-        .desktops(provider.kind())
-        .await?
-        .into_iter()
-        .collect();
+    // Of every provider: what one shows may be part of another's desktop, such as an account.
+    let owned: HashSet<_> = shared.store.desktops().await?.into_iter().collect();
+    let most = (there.len() / REAPED_SHARE).max(REAPED_ALWAYS);
+    let there_are = there.len();
     let unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
     let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
     *suspects = new.into_iter().collect();
-    for name in again {
+    if again.len() > most {
+        error!(
+            provider = provider.kind(),
+            unowned = again.len(),
+            all = there_are,
+            "so many machines without owner may be a mistake about who owns them: {most} of them are removed now, the others later"
+        );
+        suspects.extend(again.iter().skip(most).copied());
+    }
+    for name in again.into_iter().take(most) {
         warn!(desktop = %name, "nobody owns it; removing it");
         if let Err(error) = provider.destroy(name).await {
             error!(desktop = %name, %error, "a machine that nobody owns could not be removed");

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, ensure};
 use data_encoding::BASE32_NOPAD;
-use data_encoding::BASE64URL_NOPAD;
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use hmac::{Hmac, KeyInit, Mac};
 use mayfly_api::{DesktopName, SessionId};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
@@ -122,6 +122,12 @@ impl Secrets {
         BASE64URL_NOPAD
             .encode(&self.derive("terraform state", &name.number().to_be_bytes()))
             .into()
+    }
+
+    /// What marks machines and accounts as this installation's: 8 hexadecimal digits, and no secret.
+    #[must_use]
+    pub fn installation(&self) -> String {
+        HEXLOWER.encode(&self.derive("installation", &[])[..4])
     }
 
     /// The one-time password that a desktop's computer account is preset with: letters of three kinds and digits, as domains want.

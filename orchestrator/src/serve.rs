@@ -6,7 +6,7 @@
 
 use crate::agents::{Agents, Callers};
 use crate::clock::Clock;
-use crate::config::{Config, ProviderKind};
+use crate::config::{Config, ProviderKind, Template};
 use crate::control::Control;
 use crate::desktop::Desktop;
 use crate::domain::Member;
@@ -69,8 +69,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         providers.push(Arc::new(provider));
     }
     if config.uses_domain() {
-        let directory = Arc::new(config.domain.open()?);
-        for provider in &mut providers {
+        let directory = Arc::new(config.domain.open(&secrets.installation())?);
+        for provider in providers.iter_mut().filter(|p| {
+            let of_it = |t: &&Template| t.provider.as_str() == p.kind();
+            config.template.iter().filter(of_it).any(|t| t.domain)
+        }) {
             let member = Member::new(provider.clone(), directory.clone(), secrets.clone());
             *provider = Arc::new(member);
         }

@@ -20,7 +20,7 @@ resource "proxmox_virtual_environment_vm" "desktop" {
     vm_id     = var.template_id
     node_name = coalesce(var.template_node, var.node)
     full      = false
-    # Of the request alone: a clone whose task fails is made anew by the orchestrator, under another number.
+    # Of the request alone: a clone whose task fails is told to the person.
     retries = 3
   }
 

@@ -1,11 +1,13 @@
 # The contract of outputs: ../README.md. Every module of this folder gives exactly these.
 
 locals {
-  # The guest's interfaces as its agent names them: loopback is among them, mostly first.
+  # The guest's interfaces as its agent names them. The one of the machine's network device counts: others may be a container's.
+  mac = lower(proxmox_virtual_environment_vm.desktop.network_device[0].mac_address)
   addresses = {
     for index, name in proxmox_virtual_environment_vm.desktop.network_interface_names :
     name => proxmox_virtual_environment_vm.desktop.ipv4_addresses[index]
-    if name != "lo" && length(proxmox_virtual_environment_vm.desktop.ipv4_addresses[index]) > 0
+    if try(lower(proxmox_virtual_environment_vm.desktop.mac_addresses[index]), "") == local.mac
+    && length(proxmox_virtual_environment_vm.desktop.ipv4_addresses[index]) > 0
   }
 }
 

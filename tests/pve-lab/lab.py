@@ -34,7 +34,7 @@ The first line on standard output is {"port": …}. Then each line on standard i
         set_space storage bytes      what is free on it
         silence_agent vmid seconds   its agent "is not running"
         kill_machine vmid            QEMU dies by itself
-        guest vmid command…          runs it inside, through the guest agent: {code, out, err}
+        inside vmid command…         runs it in the guest, through the guest agent: {code, out, err}
         set_node_offline node [true] (fakepve's) its calls are answered with 595; its machines go on
         migrate vmid node seconds    (fakepve's) as if an administrator had
         unreachable seconds          nothing listens

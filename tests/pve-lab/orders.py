@@ -64,7 +64,7 @@ class Orders:
         self.machines[vmid].process.kill()
         await self.machines[vmid].ended(None)
 
-    async def guest(self, vmid, *command):
+    async def inside(self, vmid, *command):
         """What a command says that root runs inside."""
         machine = self.machines[vmid]
         order = {'path': command[0], 'arg': list(command[1:]), 'capture-output': True}

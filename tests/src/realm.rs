@@ -83,7 +83,10 @@ impl Realm {
         // In this mount namespace alone.
         let hosts = path("hosts");
         let known = fs::read_to_string("/etc/hosts").unwrap_or_default();
-        fs::write(&hosts, format!("{known}\n{} {}\n", facts.address, facts.server))?;
+        fs::write(
+            &hosts,
+            format!("{known}\n{} {}\n", facts.address, facts.server),
+        )?;
         let bound = Command::new("mount")
             .arg("--bind")
             .arg(&hosts)

@@ -174,7 +174,7 @@ impl Site {
     /// # Errors
     /// When the guest agent does not answer, or the line fails.
     pub fn shell(&mut self, vmid: u32, line: &str) -> Result<String> {
-        let said = self.order(&json!({"do": ["guest", vmid, "/bin/sh", "-c", line]}))?;
+        let said = self.order(&json!({"do": ["inside", vmid, "/bin/sh", "-c", line]}))?;
         let words = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
         ensure!(
             said["code"] == 0,

@@ -71,13 +71,18 @@ async fn whole_chain() -> Result<()> {
     let vmid = FIRST_VM_ID + name.number();
     story.tell("desktop made, joined and ready");
     for stage in &session.stages {
-        story.parts.push(json!({"stage": stage.name, "ms": stage.duration_ms}));
+        story
+            .parts
+            .push(json!({"stage": stage.name, "ms": stage.duration_ms}));
     }
     assert_eq!(
         realm.accounts()?,
         [format!("{}$", name.to_string().to_uppercase())]
     );
-    let given = orchestrator.client().credentials(held.id, &held.secret).await?;
+    let given = orchestrator
+        .client()
+        .credentials(held.id, &held.secret)
+        .await?;
     ensure!(
         given.password.expose_secret().is_empty(),
         "a person of the domain has a password of their own"
@@ -87,7 +92,8 @@ async fn whole_chain() -> Result<()> {
     let bob = credentials(&realm, "bob")?;
     let mut stranger = held.view_as(&lab, &desk, &orchestrator, &bob).await?;
     until("bob is refused", LOGIN, async || {
-        let journal = "journalctl -b -o cat -u xrdp-sesman -u sssd --no-pager | grep -i bob || true";
+        let journal =
+            "journalctl -b -o cat -u xrdp-sesman -u sssd --no-pager | grep -i bob || true";
         let said = site.shell(vmid, &format!("{journal}; cat /var/log/xrdp-sesman.log"))?;
         Ok(said.contains("bob").then_some(()))
     })
@@ -121,7 +127,10 @@ async fn whole_chain() -> Result<()> {
         vmid,
         "runuser -u alice -- sh -c 'echo bonjour > ~/Partage/note.txt'",
     )?;
-    assert_eq!(std::fs::read_to_string(realm.share("partage/note.txt"))?, "bonjour\n");
+    assert_eq!(
+        std::fs::read_to_string(realm.share("partage/note.txt"))?,
+        "bonjour\n"
+    );
     site.shell(
         vmid,
         "runuser -u alice -- setsid sh -c 'exec > ~/Home/diary; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done' \
@@ -166,12 +175,34 @@ async fn whole_chain() -> Result<()> {
     store.close().await;
     ensure!(reserved.is_empty(), "reserved: {reserved:?}");
     story.tell("nothing is left");
+    for secret in ["alice", "svc-mayfly"] {
+        let password = realm.password(secret)?;
+        ensure!(!told(&lab, &password)?, "the password of {secret} was told");
+    }
     let report = json!({"ok": true, "leftovers": [], "story": story.parts});
     std::fs::write(
         Lab::reports().join("proxmox.json"),
         serde_json::to_string_pretty(&report)?,
     )?;
     Ok(())
+}
+
+/// Whether it is in a log or a file of the state.
+fn told(lab: &Lab, secret: &str) -> Result<bool> {
+    let found = std::process::Command::new("grep")
+        .args([
+            "--recursive",
+            "--quiet",
+            "--text",
+            "--fixed-strings",
+            "--",
+            secret,
+        ])
+        .arg(lab.path("log"))
+        .arg(lab.path("state"))
+        .status()?;
+    ensure!(found.code().is_some_and(|code| code < 2), "grep: {found}");
+    Ok(found.success())
 }
 
 fn credentials(realm: &Realm, user: &str) -> Result<Credentials> {

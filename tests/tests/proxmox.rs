@@ -318,6 +318,47 @@ fn a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline() -
 }
 
 #[test]
+fn another_installation_s_machines_are_left_alone() -> Result<()> {
+    alone(
+        "another_installation_s_machines_are_left_alone",
+        async || {
+            let mut here = Here::start("proxmox foreign", "", json!({})).await?;
+            // Of our names and numbers, and without our mark: a second Mayfly with the same range, or a database that was lost.
+            for number in 1..=2 {
+                here.site.order(&json!({"do": [
+                "add_vm", FIRST_VM_ID + number, format!("desktop-000000{number}"), "pve1", "stopped"
+            ]}))?;
+            }
+            let held = Held::create(&here.orchestrator).await?;
+            let ended = held.ended(&here.orchestrator).await?;
+            assert_eq!(ended.phase, SessionPhase::Failed, "its number is taken");
+            // A new process looks for machines without owner twice at once; there is nothing else that it asks for.
+            here.orchestrator.stop().await?;
+            let before = looks(&mut here.site)?;
+            here.orchestrator.start_again(&here.lab).await?;
+            until("the reaper looked three times", READY, async || {
+                Ok((looks(&mut here.site)? >= before + 3).then_some(()))
+            })
+            .await?;
+            assert_eq!(here.site.machines()?.len(), 2);
+            Ok(())
+        },
+    )
+}
+
+/// How often the site was asked for its virtual machines.
+fn looks(site: &mut Site) -> Result<usize> {
+    let requests = site.order(&json!({"requests": true}))?;
+    let list = requests.as_array().context("a list")?;
+    let of_machines = |request: &&Value| {
+        request[1]
+            .as_str()
+            .is_some_and(|p| p.contains("cluster/resources?type=vm"))
+    };
+    Ok(list.iter().filter(of_machines).count())
+}
+
+#[test]
 fn what_a_site_lacks_is_told_in_words_and_leaves_nothing() -> Result<()> {
     alone(
         "what_a_site_lacks_is_told_in_words_and_leaves_nothing",

@@ -5,7 +5,7 @@
 //! would take the password as an argument that everybody can read, so the same is done here over LDAP.
 //!
 //! # Guarantees
-//! * Nothing is read or written outside the configured organisational unit.
+//! * Nothing is read or written outside the configured organisational unit, and in it no account that this installation did not make.
 //! * Only over TLS, to a server whose certificate is believed. Passwords are in no error.
 //! * Removing an account that does not exist is no error; presetting one that exists is.
 //!
@@ -15,6 +15,7 @@ use super::DomainConfig;
 use crate::trust::{Trust, TrustError};
 use jiff::civil::DateTime;
 use jiff::{SignedDuration, Timestamp};
+use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::controls::RawControl;
 use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, ldap_escape};
 use mayfly_api::DesktopName;
@@ -26,6 +27,8 @@ use std::time::Duration;
 
 /// Until a connection stands, and for each operation.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Accounts of one answer.
+const PAGE: i32 = 500;
 /// `WORKSTATION_TRUST_ACCOUNT`
 const WORKSTATION: &str = "4096";
 /// `LDAP_SERVER_TREE_DELETE_OID`: a computer may have objects below it (MS-ADTS 3.1.1.3.4.1.15).
@@ -91,6 +94,8 @@ pub struct Directory {
     account: String,
     password: SecretString,
     ou: String,
+    /// What marks accounts as ours: the organisational unit may hold others.
+    mark: String,
     tls: Arc<ClientConfig>,
 }
 
@@ -108,7 +113,11 @@ impl Directory {
     ///
     /// # Errors
     /// If the authority's file cannot be used.
-    pub fn new(config: &DomainConfig, password: SecretString) -> Result<Self, TrustError> {
+    pub fn new(
+        config: &DomainConfig,
+        password: SecretString,
+        installation: &str,
+    ) -> Result<Self, TrustError> {
         let trust = match &config.ca_file {
             Some(file) => Trust::Authority(file.clone()),
             None => Trust::System,
@@ -119,6 +128,7 @@ impl Directory {
             account: config.account.clone(),
             password,
             ou: config.ou.clone(),
+            mark: format!("Mayfly {installation}"),
             tls: Arc::new(trust.tls()?.0),
         })
     }
@@ -149,7 +159,7 @@ impl Directory {
                     format!("RestrictedKrbHost/{host}"),
                 ],
             ),
-            ("description", vec!["Mayfly".to_owned()]),
+            ("description", vec![self.mark.clone()]),
         ];
         let mut attributes: Vec<(Vec<u8>, HashSet<Vec<u8>>)> = attributes
             .into_iter()
@@ -184,7 +194,7 @@ impl Directory {
     /// See [`DirectoryError`].
     pub async fn remove(&self, name: DesktopName) -> Result<bool, DirectoryError> {
         let mut ldap = self.bound().await?;
-        let found = self.find(&mut ldap, &account_filter(name)).await?;
+        let found = self.find(&mut ldap, &self.account_of(name)).await?;
         for (dn, _) in &found {
             let tree = RawControl {
                 ctype: TREE_DELETE.to_owned(),
@@ -216,7 +226,7 @@ impl Directory {
                 }
             }
         }
-        let left = self.find(&mut ldap, &account_filter(name)).await?;
+        let left = self.find(&mut ldap, &self.account_of(name)).await?;
         let _ = ldap.unbind().await;
         if left.is_empty() {
             Ok(!found.is_empty())
@@ -233,7 +243,7 @@ impl Directory {
     /// See [`DirectoryError`].
     pub async fn exists(&self, name: DesktopName) -> Result<bool, DirectoryError> {
         let mut ldap = self.bound().await?;
-        let found = self.find(&mut ldap, &account_filter(name)).await?;
+        let found = self.find(&mut ldap, &self.account_of(name)).await?;
         let _ = ldap.unbind().await;
         Ok(!found.is_empty())
     }
@@ -244,12 +254,7 @@ impl Directory {
     /// See [`DirectoryError`].
     pub async fn list(&self) -> Result<Vec<DesktopName>, DirectoryError> {
         let mut ldap = self.bound().await?;
-        let found = self
-            .find(
-                &mut ldap,
-                "(&(objectClass=computer)(sAMAccountName=DESKTOP-*))",
-            )
-            .await?;
+        let found = self.find(&mut ldap, &self.filter("DESKTOP-*")).await?;
         let _ = ldap.unbind().await;
         let mut names: Vec<DesktopName> = found
             .into_iter()
@@ -297,6 +302,18 @@ impl Directory {
         }
     }
 
+    /// Ours alone: Windows, too, calls machines DESKTOP- and seven letters and digits.
+    fn filter(&self, account: &str) -> String {
+        format!(
+            "(&(objectClass=computer)(sAMAccountName={account})(description={}))",
+            ldap_escape(&*self.mark)
+        )
+    }
+
+    fn account_of(&self, name: DesktopName) -> String {
+        self.filter(&format!("{}$", name.to_string().to_uppercase()))
+    }
+
     fn dn(&self, name: DesktopName) -> String {
         format!("CN={},{}", name.to_string().to_uppercase(), self.ou)
     }
@@ -307,25 +324,34 @@ impl Directory {
         ldap: &mut Ldap,
         filter: &str,
     ) -> Result<Vec<(String, String)>, DirectoryError> {
-        let found = ldap
+        // Active Directory answers a thousand at most without pages.
+        let pages: Vec<Box<dyn Adapter<_, _>>> = vec![
+            Box::new(EntriesOnly::new()),
+            Box::new(PagedResults::new(PAGE)),
+        ];
+        let mut found = ldap
             .with_timeout(PATIENCE)
-            .search(&self.ou, Scope::Subtree, filter, ["sAMAccountName"])
+            .streaming_search_with(
+                pages,
+                &self.ou,
+                Scope::OneLevel,
+                filter,
+                vec!["sAMAccountName"],
+            )
             .await
             .map_err(|error| self.failed(&error))?;
-        match found.1.rc {
-            0 => {}
-            NO_SUCH_OBJECT => return Err(DirectoryError::NoSuchUnit(self.ou.clone())),
-            rc => return Err(self.said(rc, &found.1.text, "look into its unit")),
+        let mut accounts = Vec::new();
+        while let Some(entry) = found.next().await.map_err(|error| self.failed(&error))? {
+            let entry = SearchEntry::construct(entry);
+            let account = entry.attrs.get("sAMAccountName").and_then(|v| v.first());
+            accounts.extend(account.map(|account| (entry.dn.clone(), account.clone())));
         }
-        Ok(found
-            .0
-            .into_iter()
-            .map(SearchEntry::construct)
-            .filter_map(|entry| {
-                let account = entry.attrs.get("sAMAccountName")?.first()?.clone();
-                Some((entry.dn, account))
-            })
-            .collect())
+        let end = found.finish().await;
+        match end.rc {
+            0 => Ok(accounts),
+            NO_SUCH_OBJECT => Err(DirectoryError::NoSuchUnit(self.ou.clone())),
+            rc => Err(self.said(rc, &end.text, "look into its unit")),
+        }
     }
 
     /// A connection to the first server that answers.
@@ -401,14 +427,6 @@ fn unconnected(server: &str, error: &LdapError) -> DirectoryError {
     DirectoryError::Unreachable(format!("{server}: {text}"))
 }
 
-fn account_filter(name: DesktopName) -> String {
-    let account = format!("{}$", name.to_string().to_uppercase());
-    format!(
-        "(&(objectClass=computer)(sAMAccountName={}))",
-        ldap_escape(account)
-    )
-}
-
 /// In quotation marks, as UTF-16 (MS-ADTS 3.1.1.3.1.5.1).
 fn unicode_password(password: &SecretString) -> Vec<u8> {
     format!("\"{}\"", password.expose_secret())
@@ -438,14 +456,5 @@ mod tests {
             "2026-02-04T12:00:01Z"
         );
         assert_eq!(generalized_time("soon"), None);
-    }
-
-    #[test]
-    fn only_the_one_account_is_asked_for() {
-        let name = DesktopName::from_number(0xabc).unwrap();
-        assert_eq!(
-            account_filter(name),
-            "(&(objectClass=computer)(sAMAccountName=DESKTOP-0000ABC$))"
-        );
     }
 }

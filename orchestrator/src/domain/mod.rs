@@ -49,11 +49,11 @@ pub struct DomainConfig {
 }
 
 impl DomainConfig {
-    /// The directory, with the password that is read now.
+    /// The directory, with the password that is read now. Accounts are marked as those of `installation`.
     ///
     /// # Errors
     /// What is wrong with the settings.
-    pub fn open(&self) -> anyhow::Result<Directory> {
+    pub fn open(&self, installation: &str) -> anyhow::Result<Directory> {
         for (key, missing) in [
             ("name", self.name.is_empty()),
             ("servers", self.servers.is_empty()),
@@ -66,7 +66,7 @@ impl DomainConfig {
             );
         }
         let password = secret::from_file(&self.password_file).context("domain.password_file")?;
-        Directory::new(self, password).context("domain")
+        Directory::new(self, password, installation).context("domain")
     }
 }
 
@@ -161,7 +161,11 @@ impl Provider for Member {
 
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError> {
         let mut names: BTreeSet<_> = self.machines.list().await?.into_iter().collect();
-        names.extend(self.directory.list().await?);
+        match self.directory.list().await {
+            Ok(accounts) => names.extend(accounts),
+            // What is not listed is not missed: machines without owner are removed even while the domain is down.
+            Err(error) => tracing::warn!(%error, "accounts of desktops could not be listed"),
+        }
         Ok(names.into_iter().collect())
     }
 }
@@ -183,7 +187,7 @@ impl From<DirectoryError> for ProviderError {
 
 /// What `doctor` says of the domain.
 pub async fn checks(config: &DomainConfig) -> Vec<Check> {
-    vec![match config.open() {
+    vec![match config.open("") {
         Ok(directory) => check_of(&directory).await,
         Err(error) => check(CheckStatus::Error, format!("{error:#}")),
     }]

@@ -6,14 +6,18 @@ use mayfly_api::agent::{FromAgent, ToAgent};
 use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// The guest is not trusted: a line may not grow without end.
 const MAX_LINE: u64 = 64 << 10;
 /// Messages that wait for their reader; after that the guest waits.
 const QUEUE: usize = 32;
 
-/// A channel over `stream`. It closes when either end of the returned pair is dropped, or with the stream.
-pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> AgentChannel {
+/// A channel over `stream`. It closes when either end of the returned pair is dropped, with the stream, or when `cut` is cancelled.
+pub(crate) fn over(
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    cut: CancellationToken,
+) -> AgentChannel {
     let (reader, writer) = tokio::io::split(stream);
     let (to_control, from_agent) = mpsc::channel(QUEUE);
     let (to_agent, from_control) = mpsc::channel(QUEUE);
@@ -23,6 +27,7 @@ pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Agen
             _ = receive(reader, to_control) => {}
             _ = send(writer, from_control) => {}
             () = closed.closed() => {}
+            () = cut.cancelled() => {}
         }
     });
     AgentChannel {
@@ -77,7 +82,7 @@ mod tests {
     #[tokio::test]
     async fn messages_go_both_ways_and_noise_is_passed_over() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut channel = over(ours);
+        let mut channel = over(ours, CancellationToken::new());
         let mut guest = BufReader::new(theirs);
         guest
             .write_all(b"ctions\":0}\n{\"type\":\"from_the_future\"}\n{\"type\":\"evidence\",\"connections\":1}\n")
@@ -97,14 +102,14 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_channel_closes_the_connection() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        drop(over(ours));
+        drop(over(ours, CancellationToken::new()));
         assert_eq!(theirs.read(&mut [0; 8]).await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn the_messages_end_with_the_machine() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut channel = over(ours);
+        let mut channel = over(ours, CancellationToken::new());
         drop(theirs);
         assert!(channel.from_agent.recv().await.is_none());
     }

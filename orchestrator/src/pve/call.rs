@@ -428,12 +428,10 @@ pub fn start(guest: &Guest) -> Call<Upid> {
     Call::new(Method::Post, "/nodes/{node}/qemu/{vmid}/status/start").guest(guest)
 }
 
-/// Stops it at once, as pulling the plug would, and ends a shutdown that waits. A task. `VM.PowerMgmt`.
+/// Stops it at once, as pulling the plug would. A task. `VM.PowerMgmt`.
 #[must_use]
 pub fn stop(guest: &Guest) -> Call<Upid> {
-    Call::new(Method::Post, "/nodes/{node}/qemu/{vmid}/status/stop")
-        .guest(guest)
-        .on("overrule-shutdown")
+    Call::new(Method::Post, "/nodes/{node}/qemu/{vmid}/status/stop").guest(guest)
 }
 
 /// Asks it to power off; after `patience` it is stopped. A task. `VM.PowerMgmt`.
@@ -563,7 +561,7 @@ mod tests {
     fn parameters_of_the_path_are_in_the_path_and_nowhere_else() {
         let call = stop(&guest());
         assert_eq!(call.path(), "/nodes/pve1/qemu/100/status/stop");
-        assert_eq!(call.form(), "overrule-shutdown=1");
+        assert_eq!(call.form(), "");
         assert_eq!(call.describe(), "POST /nodes/pve1/qemu/100/status/stop");
         let upid = "UPID:pve1:0003C9E2:0A1B2C3D:675F0A11:qmclone:9000:a@pve!b:";
         let call = task_status(&upid.parse().unwrap());

@@ -1,7 +1,7 @@
 //! A client of the Proxmox VE API: the calls that a desktop's life needs, and no more.
 //!
 //! [`call`] says as data what is sent; [`Client`] sends it; [`task`] follows what it started; [`preflight`] says what a
-//! site lacks. No provider uses it yet.
+//! site lacks.
 //!
 //! # Guarantees
 //! * What is sent is data ([`call::Call`]): a test holds every call against Proxmox's own description of its API.

@@ -158,7 +158,6 @@ pub fn needs(wanted: &Wanted, major: u32) -> Vec<Need> {
     if major >= AGENT_PRIVILEGES_SINCE {
         for (privilege, reason) in [
             ("VM.GuestAgent.Audit", "to learn a desktop's address"),
-            ("VM.GuestAgent.FileRead", "to read a desktop's keys"),
             ("VM.GuestAgent.FileWrite", "to write a desktop's bootstrap"),
         ] {
             need(

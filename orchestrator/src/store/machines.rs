@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! * A machine is reserved once; state and lock of one that is not reserved do not exist and cannot be made.
-//! * A state is saved only by who holds its lock.
+//! * A state is saved only by who holds its lock. Locking and unlocking may be said twice, as by a caller that missed the answer.
 //! * What an operation returned is durable.
 
 use super::StoreError;
@@ -110,7 +110,7 @@ impl Machines for SqliteStore {
 
     async fn lock(&self, name: DesktopName, id: &str, info: &str) -> Result<Locking, StoreError> {
         let change = sqlx::query(
-            "UPDATE machine SET lock_id = ?, lock = ? WHERE number = ? AND lock_id IS NULL",
+            "UPDATE machine SET lock_id = ?1, lock = ?2 WHERE number = ?3 AND (lock_id IS NULL OR lock_id = ?1)",
         );
         let change = change.bind(id).bind(info).bind(name.number());
         self.under_lock(name, change).await
@@ -118,7 +118,7 @@ impl Machines for SqliteStore {
 
     async fn unlock(&self, name: DesktopName, id: &str) -> Result<Locking, StoreError> {
         let change = sqlx::query(
-            "UPDATE machine SET lock_id = NULL, lock = NULL WHERE number = ? AND lock_id = ?",
+            "UPDATE machine SET lock_id = NULL, lock = NULL WHERE number = ? AND (lock_id IS NULL OR lock_id = ?)",
         );
         self.under_lock(name, change.bind(name.number()).bind(id))
             .await
@@ -173,10 +173,13 @@ mod tests {
         assert_eq!(not_locked, Locking::Nothing);
         let locked = store.lock(name, "a", "{\"who\":\"a\"}").await.unwrap();
         assert_eq!(locked, Locking::Done);
+        let again = store.lock(name, "a", "{\"who\":\"a\"}").await.unwrap();
+        assert_eq!(again, Locking::Done, "its answer was lost");
         assert_eq!(store.lock(name, "b", "{}").await.unwrap(), held);
         assert_eq!(store.save(name, "b", b"2").await.unwrap(), held);
         assert_eq!(store.save(name, "a", b"1").await.unwrap(), Locking::Done);
         assert_eq!(store.unlock(name, "b").await.unwrap(), held);
+        assert_eq!(store.unlock(name, "a").await.unwrap(), Locking::Done);
         assert_eq!(store.unlock(name, "a").await.unwrap(), Locking::Done);
         assert_eq!(store.save(name, "a", b"3").await.unwrap(), Locking::Nothing);
         assert_eq!(store.state(name).await.unwrap().unwrap(), b"1");

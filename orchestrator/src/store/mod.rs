@@ -115,8 +115,8 @@ pub trait Store: machines::Machines {
     /// Medians of the last 20 sessions of that template and provider that became ready.
     async fn expected(&self, template: &str, provider: &str) -> Result<Expected, StoreError>;
 
-    /// The desktops of a provider of which something may exist.
-    async fn desktops(&self, provider: &str) -> Result<Vec<DesktopName>, StoreError>;
+    /// The desktops of which something may exist, whatever their provider.
+    async fn desktops(&self) -> Result<Vec<DesktopName>, StoreError>;
 
     /// Forgets sessions that were over before then; how many.
     async fn forget(&self, before: Timestamp) -> Result<u64, StoreError>;

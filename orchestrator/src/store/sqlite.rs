@@ -243,10 +243,9 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn desktops(&self, provider: &str) -> Result<Vec<DesktopName>, StoreError> {
+    async fn desktops(&self) -> Result<Vec<DesktopName>, StoreError> {
         let numbers: Vec<i64> =
-            sqlx::query_scalar("SELECT number FROM desktop WHERE phase <> 'gone' AND provider = ?")
-                .bind(provider)
+            sqlx::query_scalar("SELECT number FROM desktop WHERE phase <> 'gone'")
                 .fetch_all(&self.readers)
                 .await?;
         numbers.into_iter().map(desktop_name).collect()

@@ -44,6 +44,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// The longest path of a unix socket (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -465,7 +466,7 @@ impl Provider for Qemu {
         let port = tokio::net::UnixStream::connect(machine.agent())
             .await
             .map_err(|error| failed("cannot connect to", &machine.agent(), &error))?;
-        Ok(channel::over(port))
+        Ok(channel::over(port, CancellationToken::new()))
     }
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {

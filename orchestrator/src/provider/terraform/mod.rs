@@ -11,7 +11,8 @@
 //!
 //! * Terraform only makes. What exists is asked of the API, and removed through it by number: that works with a state, half of one or
 //!   none, where `terraform destroy` after a kill finds an empty state and leaves the machine.
-//! * A virtual machine with our number and another name, or with our name and another number, is somebody else's: it is never touched.
+//! * A virtual machine is ours by number *and* name, and by a row of ours or by the tag of this installation. Any other is somebody
+//!   else's, another Mayfly's too: it is never touched.
 //! * A machine that was migrated is found where it is: its node is looked up by its number before every call.
 
 mod events;
@@ -55,6 +56,8 @@ const RDP_PORT: u16 = 3389;
 const FRESH: Duration = Duration::from_secs(1);
 /// What was found well is looked at again after this.
 const CHECKED: Duration = Duration::from_secs(30);
+/// What was not, after this: whoever asks meanwhile is told the same.
+const CHECKED_ILL: Duration = Duration::from_secs(3);
 /// A stop or a removal takes seconds; a storage that is busy, a minute.
 const TASK: Duration = Duration::from_secs(120);
 /// A machine whose clone was asked for a moment before its run was killed shows within this.
@@ -155,7 +158,10 @@ pub const STEPS: [&str; 7] = [
 /// A site that was read from the configuration and can be talked to.
 struct Site {
     client: Client,
+    /// What Terraform's provider wants: `id=secret`.
     token: SecretString,
+    /// The secret alone.
+    secret: SecretString,
     trust: Trust,
     template: VmId,
     storage: StorageName,
@@ -185,6 +191,7 @@ impl Site {
         Ok(Self {
             client,
             token,
+            secret,
             trust,
             template: VmId::try_from(config.template)
                 .with_context(|| format!("{here}.template"))?,
@@ -219,6 +226,15 @@ impl Site {
     }
 }
 
+/// Whether our own records name a desktop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// They do.
+    Yes,
+    /// They do not.
+    No,
+}
+
 /// The cluster, as it was a moment ago.
 #[derive(Clone, Default)]
 struct Seen {
@@ -248,6 +264,8 @@ pub struct Terraform {
     config: TerraformConfig,
     parts: Parts,
     site: Site,
+    /// The tag by which machines are known as this installation's.
+    mark: String,
     folder: PathBuf,
     steps: Steps,
     clock: Clock,
@@ -256,7 +274,7 @@ pub struct Terraform {
     /// Choosing a node and reserving it are one.
     placing: tokio::sync::Mutex<()>,
     seen: tokio::sync::Mutex<Option<(Instant, Seen)>>,
-    checked: tokio::sync::Mutex<Option<Instant>>,
+    checked: tokio::sync::Mutex<Option<(Instant, Vec<Check>)>>,
 }
 
 impl Terraform {
@@ -270,6 +288,7 @@ impl Terraform {
         make_folder(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         Ok(Self {
             folder: folder.canonicalize()?,
+            mark: format!("mayfly-{}", parts.secrets.installation()),
             config,
             parts,
             site,
@@ -346,31 +365,59 @@ impl Terraform {
         }
     }
 
-    /// Where its virtual machine is, if there is one.
-    fn find(&self, seen: &Seen, name: DesktopName) -> Result<Option<Guest>, ProviderError> {
+    /// Where its virtual machine is, if there is one. `known`: it is in our records; otherwise only its tag tells that it is ours.
+    async fn find(
+        &self,
+        seen: &Seen,
+        name: DesktopName,
+        known: Known,
+    ) -> Result<Option<Guest>, ProviderError> {
         let id = self.id(name);
+        let client = &self.site.client;
         let Some(line) = seen.guests.iter().find(|g| g.vmid == id) else {
-            return Ok(None);
+            // The list shows what the token may see, and a clone is put into its pool last: ask whether the number is free.
+            return match client.send(&call::id_is_free(id)).await {
+                Ok(_) => Ok(None),
+                Err(error) if error.cause() == Cause::IdTaken && known == Known::Yes => {
+                    Err(ProviderError::Failed(format!(
+                        "VM {id} exists, and the token may not see it yet"
+                    )))
+                }
+                Err(error) if error.cause() == Cause::IdTaken => Ok(None),
+                Err(error) => Err(of_pve(error)),
+            };
         };
-        match &line.name {
-            Some(other) if *other != name.to_string() => {
-                tracing::warn!(desktop = %name, %id, other, "this number is another machine's, which is left alone");
-                Ok(None)
-            }
-            Some(_) => Ok(Some(Guest {
-                node: line.node.clone(),
-                id,
-            })),
-            None => Err(ProviderError::Failed(format!(
-                "VM {id} cannot be asked for its name: is the node {} up?",
-                line.node
-            ))),
+        let guest = Guest {
+            node: line.node.clone(),
+            id,
+        };
+        let shown = match &line.name {
+            Some(shown) => Some(shown.clone()),
+            // The cluster's list learns a new machine's name some seconds late; its node knows.
+            None => match client.send(&call::status(&guest)).await {
+                Err(error) if error.cause() == Cause::NoSuchGuest => return Ok(None),
+                status => status.map_err(of_pve)?.name,
+            },
+        };
+        let ours = known == Known::Yes || line.tags().any(|tag| tag == self.mark);
+        if shown.as_deref() == Some(&*name.to_string()) && ours {
+            return Ok(Some(guest));
         }
+        tracing::warn!(desktop = %name, %id, ?shown, "this number is another machine's, which is left alone");
+        Ok(None)
+    }
+
+    /// Whether a row or a folder says that we made it, or were about to.
+    async fn known(&self, name: DesktopName) -> Result<Known, ProviderError> {
+        let reserved = self.parts.machines.reserved().await.map_err(of_store)?;
+        let known = reserved.iter().any(|r| r.name == name) || self.folder_of(name).exists();
+        Ok(if known { Known::Yes } else { Known::No })
     }
 
     async fn require(&self, name: DesktopName) -> Result<Guest, ProviderError> {
-        let seen = self.recently().await.map_err(of_pve)?;
-        self.find(&seen, name)?
+        let seen = self.recently().await.map_err(not_yet)?;
+        self.find(&seen, name, Known::Yes)
+            .await?
             .ok_or_else(|| ProviderError::Failed(format!("{name} does not exist")))
     }
 
@@ -429,6 +476,7 @@ impl Terraform {
             "storage": proxmox.storage,
             "bridge": proxmox.bridge,
             "pool": proxmox.pool,
+            "tags": ["mayfly", self.mark],
             "cores": spec.cpus,
             "memory_mb": spec.memory_mib,
             "disk_gb": proxmox.disk_gb,
@@ -446,7 +494,7 @@ impl Terraform {
     }
 
     async fn environment(&self, name: DesktopName) -> Result<Vec<Variable>, ProviderError> {
-        let mut environment = self.site.environment(&self.folder).await?;
+        let mut environment = self.site.environment(&self.folder_of(name)).await?;
         let address = format!("{}{}", self.parts.api, crate::http::terraform::path(name));
         let lock = format!("{address}/lock");
         environment.extend([
@@ -470,8 +518,9 @@ impl Terraform {
 
     /// Waits for the run and for nothing else.
     async fn made(&self, name: DesktopName) -> Result<(), ProviderError> {
-        let environment = self.environment(name).await?;
-        let made = self.run(name).wait(&environment).await;
+        let password = self.parts.secrets.terraform_password(name);
+        let secrets = [self.site.secret.clone(), password];
+        let made = self.run(name).wait(&secrets).await;
         made.map_err(|why| {
             let program = self.config.program.display();
             let what = format!("{program} did not make {name}: {why}");
@@ -499,7 +548,8 @@ impl Terraform {
     async fn remove(&self, name: DesktopName) -> Result<bool, ProviderError> {
         let client = &self.site.client;
         let seen = self.look().await.map_err(of_pve)?;
-        let Some(guest) = self.find(&seen, name)? else {
+        let known = self.known(name).await?;
+        let Some(guest) = self.find(&seen, name, known).await? else {
             return Ok(false);
         };
         let patience = Patience::of(&self.clock, TASK);
@@ -534,12 +584,14 @@ impl Provider for Terraform {
 
     async fn preflight(&self) -> Vec<Check> {
         let mut checked = self.checked.lock().await;
-        if checked.is_some_and(|at| at.elapsed() < CHECKED) {
-            return Vec::new();
+        if let Some((at, found)) = &*checked {
+            let well = !found.iter().any(|c| c.status == CheckStatus::Error);
+            if at.elapsed() < if well { CHECKED } else { CHECKED_ILL } {
+                return found.clone();
+            }
         }
         let found = checks_of(&self.config, &self.site).await;
-        let well = !found.iter().any(|c| c.status == CheckStatus::Error);
-        *checked = well.then(Instant::now);
+        *checked = Some((Instant::now(), found.clone()));
         found
     }
 
@@ -602,15 +654,13 @@ impl Provider for Terraform {
 
     async fn state(&self, name: DesktopName) -> Result<MachineState, ProviderError> {
         let seen = self.recently().await.map_err(of_pve)?;
-        let Some(guest) = self.find(&seen, name)? else {
-            let reserved = self.parts.machines.reserved().await.map_err(of_store)?;
-            let known = reserved.iter().any(|r| r.name == name) || self.folder_of(name).exists();
-            return Ok(if known {
-                MachineState::Dead {
+        let known = self.known(name).await?;
+        let Some(guest) = self.find(&seen, name, known).await? else {
+            return Ok(match known {
+                Known::Yes => MachineState::Dead {
                     reason: "there is no virtual machine of it".to_owned(),
-                }
-            } else {
-                MachineState::Absent
+                },
+                Known::No => MachineState::Absent,
             });
         };
         let shown = seen.guests.iter().find(|g| g.vmid == guest.id);
@@ -697,7 +747,8 @@ impl Provider for Terraform {
             .iter()
             .filter_map(|guest| {
                 let name: DesktopName = guest.name.as_deref()?.parse().ok()?;
-                (guest.vmid == self.id(name)).then_some(name)
+                let ours = guest.vmid == self.id(name) && guest.tags().any(|t| t == self.mark);
+                ours.then_some(name)
             })
             .collect();
         let reserved = self.parts.machines.reserved().await.map_err(of_store)?;
@@ -793,6 +844,14 @@ fn failed(path: &Path, error: &std::io::Error) -> ProviderError {
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn of_store(error: crate::store::StoreError) -> ProviderError {
     ProviderError::Failed(error.to_string())
+}
+
+/// While a desktop is made, an API that does not answer for a moment is waited for.
+fn not_yet(error: PveError) -> ProviderError {
+    match error.retry() {
+        Retry::Never => of_pve(error),
+        _ => ProviderError::NotYet(error.to_string()),
+    }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -80,8 +80,12 @@ pub(super) fn place(
             .filter(|r| !runs(cluster.guests, id(r.name)))
             .map(|r| u64::from(r.memory_mib))
             .sum();
+        let promised: u64 = ours.iter().map(|r| u64::from(r.memory_mib)).sum();
         let known = node.maxmem > 0;
-        let free = (node.maxmem.saturating_sub(node.mem) >> 20).saturating_sub(pending);
+        // A machine that has just booted uses a part of what it was promised.
+        let free = (node.maxmem.saturating_sub(node.mem) >> 20)
+            .saturating_sub(pending)
+            .min((node.maxmem >> 20).saturating_sub(promised));
         if known && free < wanted.memory_mib.into() {
             refusals.push(format!("{name} has {free} MiB of memory left"));
             continue;

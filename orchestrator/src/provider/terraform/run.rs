@@ -34,8 +34,6 @@ const INIT: Duration = Duration::from_secs(300);
 const OUTPUT: u64 = 4 << 20;
 /// Names the run's folder in the environment of all of its processes.
 const MARK: &str = "MAYFLY_RUN";
-/// Says in a module's folder that it is whole.
-const WHOLE: &str = ".mayfly-whole";
 
 /// A variable of a run's environment.
 pub(super) type Variable = (&'static str, SecretString);
@@ -72,33 +70,34 @@ impl Module {
         }
         let key = &HEXLOWER.encode(&digest.finalize())[..16];
         let module = cache.join(format!("module-{key}"));
-        if module.join(WHOLE).exists() {
+        if module.exists() {
             return Ok(Self(module));
         }
+        // Made beside it: one that was interrupted may still be written by its child.
+        let part = tempfile::Builder::new()
+            .prefix(&format!("part-{key}-"))
+            .tempdir_in(cache)
+            .map_err(|e| failed(cache, e))?;
         let made = || -> io::Result<()> {
-            if module.exists() {
-                std::fs::remove_dir_all(&module)?;
-            }
-            make_folder(&module)?;
             for file in &files {
-                std::fs::copy(source.join(file), module.join(file))?;
+                std::fs::copy(source.join(file), part.path().join(file))?;
             }
             if let Some(plugins) = plugins {
                 let text = format!(
                     "provider_installation {{\n  filesystem_mirror {{\n    path = {}\n  }}\n}}\n",
                     Value::from(plugins.to_string_lossy())
                 );
-                std::fs::write(module.join("cli.tfrc"), text)?;
+                std::fs::write(part.path().join("cli.tfrc"), text)?;
             }
             Ok(())
         };
-        made().map_err(|e| failed(&module, e))?;
+        made().map_err(|e| failed(part.path(), e))?;
         let output = tokio::process::Command::new(program)
-            .arg(format!("-chdir={}", module.display()))
+            .arg(format!("-chdir={}", part.path().display()))
             .args(["init", "-input=false", "-no-color"])
             .env_clear()
-            .envs(plain(&module, environment))
-            .env("HOME", &module)
+            .envs(plain(part.path(), environment))
+            .env("HOME", part.path())
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
@@ -108,17 +107,19 @@ impl Module {
             .map_err(|e| failed(program, e))?;
         if !output.status.success() {
             let words = [output.stdout, output.stderr].concat();
+            let secrets: Vec<SecretString> = environment
+                .iter()
+                .filter(|(name, _)| name.ends_with("TOKEN") || name.ends_with("PASSWORD"))
+                .map(|(_, value)| value.clone())
+                .collect();
             return Err(format!(
                 "{} init of the module {}: {}",
                 program.display(),
                 source.display(),
-                redacted(
-                    &events::failure(&String::from_utf8_lossy(&words)),
-                    environment
-                )
+                redacted(&events::failure(&String::from_utf8_lossy(&words)), &secrets)
             ));
         }
-        std::fs::write(module.join(WHOLE), "").map_err(|e| failed(&module, e))?;
+        std::fs::rename(part.keep(), &module).map_err(|e| failed(&module, e))?;
         Ok(Self(module))
     }
 }
@@ -139,13 +140,6 @@ fn files_of(source: &Path) -> io::Result<Vec<OsString>> {
         return Err(io::Error::other("there is no .tf file in this folder"));
     }
     Ok(files)
-}
-
-fn make_folder(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
 }
 
 /// A whole environment: the variables, and what every run has.
@@ -170,14 +164,13 @@ fn plain(module: &Path, environment: &[Variable]) -> Vec<(OsString, OsString)> {
     all
 }
 
-/// The text without the secrets of the environment.
-fn redacted(text: &str, environment: &[Variable]) -> String {
-    environment
+/// The text without the secrets.
+fn redacted(text: &str, secrets: &[SecretString]) -> String {
+    secrets
         .iter()
-        .filter(|(_, value)| value.expose_secret().len() >= 8)
-        .fold(text.to_owned(), |text, (_, value)| {
-            text.replace(value.expose_secret(), "…")
-        })
+        .map(SecretString::expose_secret)
+        .filter(|secret| !secret.is_empty())
+        .fold(text.to_owned(), |text, secret| text.replace(secret, "…"))
 }
 
 impl Run {
@@ -247,8 +240,8 @@ impl Run {
         )
     }
 
-    /// Waits for its end, and says why it failed if it did. `started`: the supervisor may not have written its record yet.
-    pub(super) async fn wait(&self, environment: &[Variable]) -> Result<(), String> {
+    /// Waits for its end, and says why it failed if it did, without these secrets.
+    pub(super) async fn wait(&self, secrets: &[SecretString]) -> Result<(), String> {
         let supervised = Supervised::at(&self.folder);
         let begin = Instant::now();
         let mut told = 0;
@@ -268,7 +261,7 @@ impl Run {
         };
         let output = supervised.output();
         self.tell(&output, &mut told);
-        let words = || redacted(&events::failure(&output), environment);
+        let words = || redacted(&events::failure(&output), secrets);
         match exit {
             Exit {
                 cause: Cause::Itself,
@@ -364,15 +357,9 @@ mod tests {
 
     #[test]
     fn secrets_of_the_environment_are_in_no_words() {
-        let environment = [
-            (
-                "PROXMOX_VE_API_TOKEN",
-                SecretString::from("a@pve!b=0123456789"),
-            ),
-            ("TF_HTTP_RETRY_MAX", SecretString::from("12")),
-        ];
-        let words = redacted("401 for a@pve!b=0123456789, 12 times", &environment);
-        assert_eq!(words, "401 for …, 12 times");
+        let secrets = [SecretString::from("0123456789"), SecretString::default()];
+        let words = redacted("401 for a@pve!b=0123456789, 12 times", &secrets);
+        assert_eq!(words, "401 for a@pve!b=…, 12 times");
     }
 
     #[test]
