@@ -395,6 +395,16 @@ def membership(desktop, domain, report):
     desktop.logout(login)
 
 
+def share_down(desktop, domain, report):
+    run("nft", "-f", "-", stdin="table bridge mayfly_down { chain c { type filter hook forward priority 1; tcp dport 445 drop; }; }")
+    begun = time.monotonic()
+    login, said = desktop.login("alice", domain.passwords["alice"])
+    took = round(time.monotonic() - begun, 1)
+    report.check("a file server that is down keeps nobody out", said.startswith("open"), f"{said} after {took} s, {desktop.shares()}")
+    run("nft", "delete", "table", "bridge", "mayfly_down")
+    desktop.logout(login)
+
+
 def local_beside(desktop, password, report):
     """A local account that is named comes in beside the domain's."""
     given = json.loads(desktop.ssh(f"cat {PARAMETERS}").stdout)
@@ -494,6 +504,7 @@ def inside(options):
             said = json.loads(desktop.ssh(f"/usr/lib/mayfly/ad-join join --parameters {PARAMETERS}", stdin=again, ok=(0, 1)).stdout)
             report.check("the program alone joins, as the agent will call it", said.get("changed"), said)
             membership(desktop, domain, report)
+            share_down(desktop, domain, report)
             local_beside(desktop, carols, report)
             domain.ldap("ldapdelete", f"CN={NAME},{domain.ready['ou']}")
             said = json.loads(desktop.ssh(f"/usr/lib/mayfly/ad-join join --parameters {PARAMETERS}", stdin="", ok=(0, 1)).stdout)
