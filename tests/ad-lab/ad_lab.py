@@ -140,6 +140,9 @@ def inside():
     run("ip", "link", "set", "eth0", "up")
     run("ip", "route", "add", "default", "via", options["gateway"])
 
+    # The people's accounts must reach it, whoever may enter the caller's folder.
+    os.mkdir(f"{HERE}/shares")
+    run("mount", "--bind", options["shares"], f"{HERE}/shares")
     certificates(name, address)
     # The distribution's own settings would come along: printers, and a say for this machine's PAM.
     with open(f"{HERE}/empty.conf", "w", encoding="ascii") as file:
@@ -239,8 +242,8 @@ def configure(options):
         "\tserver min protocol = SMB3\n\tload printers = no\n\tdisable spoolss = yes\n",
     )
     lines.append(
-        f"\n[partage]\n\tcomment = Everybody's\n\tpath = {options['shares']}/partage\n\tread only = no\n"
-        f"\n[home]\n\tcomment = Everybody has their own\n\tpath = {options['shares']}/home/%U\n\tread only = no\n"
+        f"\n[partage]\n\tcomment = Everybody's\n\tpath = {HERE}/shares/partage\n\tread only = no\n"
+        f"\n[home]\n\tcomment = Everybody has their own\n\tpath = {HERE}/shares/home/%U\n\tread only = no\n"
     )
     with open(CONF, "w", encoding="utf-8") as file:
         file.writelines(lines)
@@ -250,7 +253,7 @@ def configure(options):
         ("home", 0, 0o755),
         *((f"home/{person}", number, 0o700) for person, number in PEOPLE.items()),
     ]:
-        path = os.path.join(options["shares"], folder)
+        path = f"{HERE}/shares/{folder}"
         os.makedirs(path, exist_ok=True)
         os.chown(path, owner, 0)
         os.chmod(path, mode)

@@ -271,6 +271,7 @@ def local_first(desktop, report):
     login, said = desktop.login("carol", password)
     report.check("a local person logs in before the join", said.startswith("open /run/user/"), said)
     desktop.logout(login)
+    return password
 
 
 def refusals(desktop, domain, otp, report):
@@ -394,6 +395,52 @@ def membership(desktop, domain, report):
     desktop.logout(login)
 
 
+def share_down(desktop, domain, report):
+    run("nft", "-f", "-", stdin="table bridge mayfly_down { chain c { type filter hook forward priority 1; tcp dport {139, 445} drop; }; }")
+    begun = time.monotonic()
+    login, said = desktop.login("alice", domain.passwords["alice"])
+    took = round(time.monotonic() - begun, 1)
+    report.check("a file server that is down keeps nobody out", said.startswith("open"), f"{said} after {took} s")
+    run("nft", "delete", "table", "bridge", "mayfly_down")
+    desktop.logout(login)
+
+
+def local_beside(desktop, password, report):
+    """A local account that is named comes in beside the domain's."""
+    given = json.loads(desktop.ssh(f"cat {PARAMETERS}").stdout)
+    desktop.ssh("cat >/run/mayfly/beside.json", stdin=json.dumps({**given, "local_user": "carol"}))
+    desktop.ssh("/usr/lib/mayfly/ad-join join --parameters /run/mayfly/beside.json")
+    for user, secret_given, opens in (("carol", password, True), ("carol", "wrong", False), ("bob", password, False)):
+        login, said = desktop.login(user, secret_given)
+        desktop.logout(login)
+        report.check(f"beside the domain, {user} is {'let in' if opens else 'refused'}", said.startswith("open") == opens, said)
+
+
+def administrators(desktop, domain, report):
+    """The ways for machines that live for years: an account that may join, every service of the machine."""
+    secret_given = domain.passwords["svc-mayfly"]
+    for method in ("adcli", "realm"):
+        given = {
+            "domain": domain.ready["domain"], "host_name": f"server-{method}", "method": method, "join_as": "svc-mayfly",
+            "ou": domain.ready["ou"], "groups": ["domain users"], "pam": "system",
+        }  # fmt: skip
+        if method == "realm":
+            # realmd knows no other name than the machine's own.
+            given["host_name"] = NAME
+        desktop.ssh("rm -f /etc/krb5.keytab; cat >/run/mayfly/server.json", stdin=json.dumps(given))
+        join = "/usr/lib/mayfly/ad-join join --parameters /run/mayfly/server.json"
+        said = json.loads(desktop.ssh(join, stdin=secret_given, ok=(0, 1)).stdout)
+        report.check(f"{method} joins with an account that may", said.get("changed"), said)
+        said = json.loads(desktop.ssh(join, ok=(0, 1)).stdout)
+        report.check("and again changes nothing", said.get("changed") is False, said)
+        account = domain.ldap("ldapsearch", "-LLL", "-b", domain.ready["ou"], f"(sAMAccountName={given['host_name']}$)", "dn").stdout
+        report.check("its account is in the unit", account.strip(), account.strip())
+    for user, opens in (("bob", True), ("alice", True)):
+        login, said = desktop.login(user, domain.passwords[user], "login")
+        desktop.logout(login)
+        report.check(f"{user} logs in on the console of a server", said.startswith("open") == opens, said)
+
+
 def nothing_secret(desktop, domain, otp, report):
     words = "\n".join([otp, *domain.passwords.values()]) + "\n"
     desktop.ssh("umask 077; cat >/run/words", stdin=words)
@@ -411,6 +458,13 @@ def traffic(domain, desktop):
                 ip saddr {desktop.address} ip daddr {domain.ready['address']} update @asked {{ ip protocol . th dport }}
             }}
         }}""")  # fmt: skip
+
+
+def asked(report):
+    seen = json.loads(run("nft", "-j", "list", "set", "bridge", "mayfly_test", "asked").stdout)["nftables"][1]["set"]
+    ports = sorted("/".join(map(str, reversed(entry["concat"]))) for entry in seen.get("elem", []))
+    known = {"53/udp", "53/tcp", "88/tcp", "389/tcp", "389/udp", "445/tcp", "464/tcp"}
+    report.check("the domain controller was asked on these ports alone", ports and set(ports) <= known, ports)
 
 
 def inside(options):
@@ -446,7 +500,7 @@ def inside(options):
         try:
             traffic(domain, desktop)
             desktop.ssh("cat >/run/pam_login.py", stdin=(HERE / "pam_login.py").read_text())
-            local_first(desktop, report)
+            carols = local_first(desktop, report)
             otp = secrets.token_urlsafe(24)
             domain.ldap("ldapadd", stdin=domain.computer(NAME, domain.ready["ou"], otp))
             refusals(desktop, domain, otp, report)
@@ -457,14 +511,14 @@ def inside(options):
             said = json.loads(desktop.ssh(f"/usr/lib/mayfly/ad-join join --parameters {PARAMETERS}", stdin=again, ok=(0, 1)).stdout)
             report.check("the program alone joins, as the agent will call it", said.get("changed"), said)
             membership(desktop, domain, report)
-            nothing_secret(desktop, domain, otp, report)
+            asked(report)
+            share_down(desktop, domain, report)
+            local_beside(desktop, carols, report)
             domain.ldap("ldapdelete", f"CN={NAME},{domain.ready['ou']}")
             said = json.loads(desktop.ssh(f"/usr/lib/mayfly/ad-join join --parameters {PARAMETERS}", stdin="", ok=(0, 1)).stdout)
             report.check("without its account the machine is no member any more", said.get("error") == "parameters", said)
-            seen = json.loads(run("nft", "-j", "list", "set", "bridge", "mayfly_test", "asked").stdout)["nftables"][1]["set"]
-            ports = sorted("/".join(map(str, reversed(entry["concat"]))) for entry in seen.get("elem", []))
-            known = {"53/udp", "53/tcp", "88/tcp", "88/udp", "389/tcp", "389/udp", "445/tcp", "464/tcp", "464/udp"}
-            report.check("the domain controller was asked on these ports alone", ports and set(ports) <= known, ports)
+            administrators(desktop, domain, report)
+            nothing_secret(desktop, domain, otp, report)
         finally:
             if not report.passed() or sys.exc_info()[0]:
                 print(desktop.agent.shell("journalctl -b --no-pager -o short-monotonic")[-20000:], file=sys.stderr)
