@@ -477,7 +477,8 @@ impl World for Ground {
         if !self.in_domain() {
             return provider;
         }
-        let directory = Arc::new(self.config.domain.open().expect("a domain"));
+        let mark = self.secrets.installation();
+        let directory = Arc::new(self.config.domain.open(&mark).expect("a domain"));
         Arc::new(Member::new(provider, directory, self.secrets.clone()))
     }
 
