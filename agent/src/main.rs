@@ -120,6 +120,7 @@ fn leave(system: Arc<dyn System>, in_domain: bool, events: mpsc::Sender<Event>) 
         if in_domain && let Err(error) = system.run(identity::DOMAIN_PROGRAM, &["end"], "") {
             tracing::warn!(%error, "not every share could be unmounted");
         }
-        events.send(Event::Left)
+        // Without a listener the agent ends.
+        let _ = events.send(Event::Left);
     });
 }

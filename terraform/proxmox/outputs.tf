@@ -1,14 +1,21 @@
 # The contract of outputs: ../README.md. Every module of this folder gives exactly these.
 
 locals {
-  # The guest's interfaces as its agent names them. The one of the machine's network device counts: others may be a container's.
-  mac = lower(proxmox_virtual_environment_vm.desktop.network_device[0].mac_address)
-  addresses = {
-    for index, name in proxmox_virtual_environment_vm.desktop.network_interface_names :
-    name => proxmox_virtual_environment_vm.desktop.ipv4_addresses[index]
-    if try(lower(proxmox_virtual_environment_vm.desktop.mac_addresses[index]), "") == local.mac
-    && length(proxmox_virtual_environment_vm.desktop.ipv4_addresses[index]) > 0
-  }
+  vm  = proxmox_virtual_environment_vm.desktop
+  mac = try(lower(local.vm.network_device[0].mac_address), "")
+  # The guest's interfaces as its agent tells them; those without an address, and loopback, do not count.
+  interfaces = [
+    for index, name in local.vm.network_interface_names : {
+      mac  = try(lower(local.vm.mac_addresses[index]), "")
+      ipv4 = local.vm.ipv4_addresses[index][0]
+    }
+    if name != "lo" && length(local.vm.ipv4_addresses[index]) > 0
+  ]
+  # That of the machine's network device, before any that a program in the template has made.
+  addresses = concat(
+    [for interface in local.interfaces : interface.ipv4 if interface.mac == local.mac],
+    [for interface in local.interfaces : interface.ipv4],
+  )
 }
 
 output "vm_id" {
@@ -28,7 +35,7 @@ output "node" {
 
 output "ipv4" {
   description = "Its address, without a prefix length."
-  value       = try(values(local.addresses)[0][0], null)
+  value       = try(local.addresses[0], null)
 }
 
 output "mac" {

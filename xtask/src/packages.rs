@@ -118,6 +118,21 @@ const NEEDS: &[Need] = &[
     ),
     need(
         Test,
+        &["samba-ad-dc", "samba"],
+        "a real Active Directory domain",
+    ),
+    need(
+        Test,
+        &["samba-ad-provision", "samba"],
+        "what a new domain is made from",
+    ),
+    need(Test, &["samba-dsdb-modules"], "the domain's directory"),
+    need(Test, &["samba-vfs-modules"], "the domain's file server"),
+    need(Test, &["winbind"], "the domain's accounts"),
+    need(Test, &["ldap-utils"], "asks the domain what is left in it"),
+    need(Test, &["openssl"], "the domain's certificate"),
+    need(
+        Test,
         &["dnsmasq-base"],
         "gives the PVE lab's machines addresses",
     ),
@@ -188,10 +203,48 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
         return Ok(());
     }
     eprintln!("Installing from this system's own archive:\n{reasons}");
+    let samba = install.iter().any(|package| package.starts_with("samba"));
     let mut args = vec!["install"];
     args.extend(INSTALL);
     args.extend(install);
-    apt(&args)
+    apt(&args)?;
+    if samba {
+        stop_samba();
+    }
+    Ok(())
+}
+
+/// A file server that came for the tests shall serve nobody else: tests start their own, in networks of their own.
+fn stop_samba() {
+    if !Path::new("/run/systemd/system").exists() {
+        return;
+    }
+    eprintln!("Samba's own services are not wanted here: switching them off.");
+    for service in ["smbd", "nmbd", "winbind", "samba-ad-dc"] {
+        let stopped = as_root("systemctl").map(|mut command| {
+            command
+                .args(["disable", "--now", service])
+                .stderr(Stdio::null())
+                .status()
+        });
+        // One that this release does not have.
+        drop(stopped);
+    }
+}
+
+/// A program run as root, through sudo if need be.
+fn as_root(program: &str) -> Result<Command> {
+    if crate::run::output(Command::new("id").arg("-u"))?.trim() == "0" {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("sudo");
+    // Without a terminal nobody can type a password: fail at once instead of waiting.
+    if !std::io::stdin().is_terminal() {
+        command.arg("-n");
+        command.stdin(Stdio::null());
+    }
+    command.args(["--preserve-env=DEBIAN_FRONTEND", program]);
+    Ok(command)
 }
 
 /// What is not installed.
@@ -262,17 +315,7 @@ pub(crate) fn table(needs: &[&Need]) -> String {
 }
 
 fn apt(args: &[&str]) -> Result<()> {
-    let root = crate::run::output(Command::new("id").arg("-u"))?.trim() == "0";
-    let mut command = Command::new(if root { "apt-get" } else { "sudo" });
-    if !root {
-        // Without a terminal nobody can type a password: fail at once instead of waiting.
-        if !std::io::stdin().is_terminal() {
-            command.arg("-n");
-            command.stdin(Stdio::null());
-        }
-        command.args(["--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
-    }
-    let status = command
+    let status = as_root("apt-get")?
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .status();

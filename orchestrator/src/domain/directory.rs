@@ -159,6 +159,8 @@ impl Directory {
                     format!("RestrictedKrbHost/{host}"),
                 ],
             ),
+            // AES alone (MS-KILE 2.2.7).
+            ("msDS-SupportedEncryptionTypes", vec!["24".to_owned()]),
             ("description", vec![self.mark.clone()]),
         ];
         let mut attributes: Vec<(Vec<u8>, HashSet<Vec<u8>>)> = attributes

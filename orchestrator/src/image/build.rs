@@ -316,8 +316,17 @@ fn base_key(options: &BuildOptions, role: &Role) -> String {
 type Role = BTreeMap<PathBuf, Vec<u8>>;
 
 fn read_role(folder: &Path) -> anyhow::Result<Role> {
+    // What else lies there, a site's inventory and vault for example, is nobody's business in an image.
+    let part = |file: &PathBuf| {
+        let name = file.strip_prefix(folder).unwrap_or(file);
+        name.starts_with("roles")
+            || ["ansible.cfg", "bake-image.yml", "image-version.yml"]
+                .map(Path::new)
+                .contains(&name)
+    };
     files_below(folder)?
         .into_iter()
+        .filter(part)
         .map(|file| {
             let content =
                 fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;

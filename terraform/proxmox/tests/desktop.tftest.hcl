@@ -18,10 +18,8 @@ run "a_desktop_is_a_linked_clone_with_the_size_and_network_of_the_prototype" {
   override_resource {
     target = proxmox_virtual_environment_vm.desktop
     values = {
-      network_interface_names = ["lo", "docker0", "eth0"]
-      ipv4_addresses          = [["127.0.0.1"], ["172.17.0.1"], ["192.0.2.17"]]
-      mac_addresses           = ["00:00:00:00:00:00", "02:42:00:00:00:01", "bc:24:11:00:00:01"]
-      network_device          = [{ mac_address = "BC:24:11:00:00:01" }]
+      network_interface_names = ["lo", "eth0"]
+      ipv4_addresses          = [["127.0.0.1"], ["192.0.2.17"]]
     }
   }
 
