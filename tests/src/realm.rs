@@ -10,6 +10,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 /// What the lab says of its domain.
 #[derive(Debug, Deserialize)]
@@ -28,7 +29,7 @@ struct Facts {
 pub struct Realm {
     process: Child,
     /// The lab ends with its standard input.
-    _input: ChildStdin,
+    input: Option<ChildStdin>,
     folder: tempfile::TempDir,
     facts: Facts,
 }
@@ -95,7 +96,7 @@ impl Realm {
         ensure!(bound.success(), "/etc/hosts could not be replaced");
         Ok(Self {
             process,
-            _input: input,
+            input: Some(input),
             folder,
             facts,
         })
@@ -172,31 +173,6 @@ impl Realm {
             .map(str::to_owned)
             .collect())
     }
-
-    /// Stops the domain's processes, or lets them go on: a domain that is down.
-    ///
-    /// # Errors
-    /// When they cannot be signalled.
-    pub fn freeze(&self, frozen: Frozen) -> Result<()> {
-        let signal = match frozen {
-            Frozen::Yes => "STOP",
-            Frozen::No => "CONT",
-        };
-        let done = Command::new("pkill")
-            .args(["--signal", signal, "-x", "samba|ldap.*|kdc.*"])
-            .status()?;
-        ensure!(done.success(), "pkill: {done}");
-        Ok(())
-    }
-}
-
-/// Whether a domain answers.
-#[derive(Clone, Copy, Debug)]
-pub enum Frozen {
-    /// It does not.
-    Yes,
-    /// It does.
-    No,
 }
 
 fn write_secret(path: &Path, secret: &str) -> Result<()> {
@@ -208,6 +184,14 @@ fn write_secret(path: &Path, secret: &str) -> Result<()> {
 impl Drop for Realm {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("/etc/hosts").status();
+        // In order, if it will: it has a file system mounted in our folder.
+        drop(self.input.take());
+        for _ in 0..200 {
+            if matches!(self.process.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -51,11 +51,12 @@ pub fn alone(test: &str, body: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
         .env(ALONE, test)
         .stdin(Stdio::null());
     let output = command.output().context("starting unshare (util-linux)")?;
-    if output.status.success() {
-        return Ok(());
-    }
+    // Shown if this test fails, or by --nocapture.
     for said in [output.stdout, output.stderr] {
         println!("{}", String::from_utf8_lossy(&said));
+    }
+    if output.status.success() {
+        return Ok(());
     }
     bail!("{test}, alone: {}", output.status)
 }

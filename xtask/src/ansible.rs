@@ -1,4 +1,4 @@
-//! The Ansible roles and playbooks, read by ansible-lint.
+//! The Ansible roles and playbooks, read by ansible-lint; the programs among them, tested.
 
 use crate::house::House;
 use crate::run;
@@ -22,8 +22,18 @@ pub(crate) fn lint(house: &House) -> Result<()> {
             .command(bin.join("ansible-lint"))
             .args(["--offline", "--profile", "production"])
             .current_dir(house.root.join("ansible"))
-            .env("PATH", path)
+            .env("PATH", &path)
             .env("ANSIBLE_COLLECTIONS_PATH", COLLECTIONS),
     )
-    .context("the Ansible roles")
+    .context("the Ansible roles")?;
+    run::run(
+        house
+            .command(tools::venv(house, LINT)?.join("bin/python"))
+            .args(["-m", "unittest", "discover", "--start-directory", "tests"])
+            .current_dir(house.root.join("ansible"))
+            .env("PATH", path)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("ANSIBLE_COLLECTIONS_PATH", COLLECTIONS),
+    )
+    .context("the inventory plugin and the program that joins")
 }

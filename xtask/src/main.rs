@@ -41,6 +41,8 @@ enum Task {
     Bench(suite::Arguments),
     /// Every case and kill point on the real desktop, and a long chaos: target/reports/soak.json
     Soak(suite::Arguments),
+    /// The whole chain, once: a domain, a lab of Proxmox VE, a person at work: target/reports/proxmox.json
+    Lab(suite::LabArgs),
     /// Draw every icon anew from icons/mayfly.svg
     Icons,
     /// Both README commands in a bare Debian root: target/reports/bare.log
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Task::Image(args) => guests::image_command(&house, &args),
         Task::Bench(args) => suite::bench(&house, &args),
         Task::Soak(args) => suite::soak(&house, &args),
+        Task::Lab(args) => suite::lab(&house, &args),
         Task::Icons => icons::generate(&house.root),
         Task::Bare(args) => bare::run(&house, &args),
     });

@@ -56,9 +56,11 @@ struct Suite<'a> {
     terraform: Option<terraform::Tools>,
 }
 
-/// The crate whose tests cross crates, and its test program that needs the real desktop.
+/// The crate whose tests cross crates, and its test programs that need the real desktop.
 const LAB: &str = "mayfly-tests";
-const REAL: &[&str] = &["desktop", "domain"];
+const REAL: &[&str] = &["desktop", DOMAIN];
+/// The one of these with a domain, on a Proxmox site.
+const DOMAIN: &str = "domain";
 /// The test program with a Proxmox site.
 const SITE: &str = "proxmox";
 
@@ -265,6 +267,38 @@ pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
         }
         let mut command = suite.reporter("soak", &args.arguments)?;
         run::run(command.args(["--commit", commit.trim()]))
+    })
+}
+
+/// Arguments of `lab`.
+#[derive(clap::Args)]
+pub(crate) struct LabArgs {
+    /// Which lab
+    #[arg(value_enum)]
+    lab: LabName,
+}
+
+/// The labs there are.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LabName {
+    /// Proxmox VE's API with emulated machines behind it, and an Active Directory domain
+    Proxmox,
+}
+
+/// The scenario of a lab, told as it happens.
+pub(crate) fn lab(house: &House, LabArgs { lab }: &LabArgs) -> Result<()> {
+    let LabName::Proxmox = lab;
+    with_desktop(house, |suite| {
+        suite.fakepve()?;
+        suite.terraform()?;
+        suite.run_tests(&["--nocapture"], |test| {
+            test.package == LAB && test.name == DOMAIN
+        })?;
+        println!(
+            "{}",
+            house.root.join("target/reports/proxmox.json").display()
+        );
+        Ok(())
     })
 }
 
