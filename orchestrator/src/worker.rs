@@ -517,7 +517,7 @@ impl Worker {
             host_name: name.to_string(),
             token: secrets.agent_token(self.id),
             user: record.wish.user.clone(),
-            password: secrets.password(self.id),
+            password: self.shared.password_of(record),
             now: Timestamp::now(),
             language: record.wish.language.clone(),
             time_zone: record.wish.time_zone.clone(),

@@ -79,15 +79,7 @@ async fn a_removal_that_was_interrupted_goes_on() {
 async fn a_machine_that_nobody_owns_is_removed() {
     let mut house = House::new().await;
     let (mine, desktop) = house.ready().await;
-    let orphan = DesktopName::from_number(0xfff).unwrap();
-    let spec = DesktopSpec {
-        name: orphan,
-        session: mayfly_api::SessionId::new(),
-        in_domain: false,
-        cpus: 1,
-        memory_mib: 128,
-        lifetime: Duration::from_secs(600),
-    };
+    let spec = orphan(0xfff);
     house.machines.create(&spec).await.unwrap();
     // A new process looks twice within seconds; a running one every half minute.
     house.crash().await;
@@ -96,4 +88,34 @@ async fn a_machine_that_nobody_owns_is_removed() {
     })
     .await;
     assert_eq!(house.get(&mine).await.phase, SessionPhase::Ready);
+}
+
+#[tokio::test]
+async fn not_everything_that_nobody_seems_to_own_is_removed_at_once() {
+    let mut house = House::new().await;
+    let (_, desktop) = house.ready().await;
+    for number in 0xff0..0xff8 {
+        house.machines.create(&orphan(number)).await.unwrap();
+    }
+    house.crash().await;
+    // In the second pass of the new process; the third is half a minute away.
+    until("some are removed", async || {
+        (house.machines.list().await.unwrap().len() <= 6).then_some(())
+    })
+    .await;
+    let left = house.machines.list().await.unwrap();
+    assert_eq!(left.len(), 6, "three of eight, and not the owned one");
+    assert!(left.contains(&desktop));
+}
+
+/// A machine that no session has.
+fn orphan(number: u32) -> DesktopSpec {
+    DesktopSpec {
+        name: DesktopName::from_number(number).unwrap(),
+        session: mayfly_api::SessionId::new(),
+        in_domain: false,
+        cpus: 1,
+        memory_mib: 128,
+        lifetime: Duration::from_secs(600),
+    }
 }

@@ -14,8 +14,6 @@ pub(super) enum Said {
         /// The rest; may be empty.
         detail: String,
     },
-    /// The resources were made, so many.
-    Made(u64),
 }
 
 #[derive(Deserialize)]
@@ -25,7 +23,6 @@ struct Line {
     #[serde(rename = "@message", default)]
     message: String,
     diagnostic: Option<Diagnostic>,
-    changes: Option<Changes>,
 }
 
 #[derive(Deserialize)]
@@ -34,13 +31,6 @@ struct Diagnostic {
     summary: String,
     #[serde(default)]
     detail: String,
-}
-
-#[derive(Deserialize)]
-struct Changes {
-    operation: String,
-    #[serde(default)]
-    add: u64,
 }
 
 /// Reads a line; `None` if it does not matter or is no event.
@@ -55,10 +45,6 @@ pub(super) fn read(line: &str) -> Option<Said> {
                 detail: said.detail,
             })
         }
-        "change_summary" => {
-            let changes = line.changes.filter(|c| c.operation == "apply")?;
-            Some(Said::Made(changes.add))
-        }
         _ => None,
     }
 }
@@ -71,7 +57,7 @@ pub(super) fn failure(output: &str) -> String {
         .filter_map(|said| match said {
             Said::Error { summary, detail } if detail.is_empty() => Some(summary),
             Said::Error { summary, detail } => Some(format!("{summary}: {detail}")),
-            Said::Progress(_) | Said::Made(_) => None,
+            Said::Progress(_) => None,
         })
         .collect();
     if !errors.is_empty() {
@@ -102,13 +88,11 @@ mod tests {
     const ERROR: &str = r#"{"@level":"error","@message":"Error: VM clone","@module":"terraform.ui","diagnostic":{"severity":"error","summary":"VM clone","detail":"All attempts fail:\n#1: error cloning VM","address":"proxmox_virtual_environment_vm.desktop"},"type":"diagnostic"}"#;
     const WARNING: &str = r#"{"@level":"warn","@message":"Warning: x","diagnostic":{"severity":"warning","summary":"x","detail":""},"type":"diagnostic"}"#;
     const MADE: &str = r#"{"@level":"info","@message":"Apply complete! Resources: 1 added","changes":{"add":1,"change":0,"remove":0,"operation":"apply"},"type":"change_summary"}"#;
-    const PLAN: &str = r#"{"@level":"info","@message":"Plan: 1 to add","changes":{"add":1,"operation":"plan"},"type":"change_summary"}"#;
 
     #[test]
     fn what_matters_is_read_and_the_rest_passed_over() {
         assert!(matches!(read(START), Some(Said::Progress(words)) if words.contains("Creating")));
-        assert_eq!(read(MADE), Some(Said::Made(1)));
-        for nothing in [WARNING, PLAN, "{", "text", ""] {
+        for nothing in [WARNING, MADE, "{", "text", ""] {
             assert_eq!(read(nothing), None, "{nothing}");
         }
     }
