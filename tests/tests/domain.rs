@@ -145,6 +145,7 @@ async fn whole_chain() -> Result<()> {
     let picture = desk.screen().still_picture(500, still, LOGIN).await?;
     std::fs::create_dir_all(Lab::reports())?;
     picture.save(&Lab::reports().join("proxmox.png"))?;
+    story.tell("her screen has come to rest");
 
     client.crash().await?;
     held.until(&orchestrator, "it is seen that she left", END, |s| {
