@@ -34,7 +34,8 @@ const CHECKED: Duration = Duration::from_secs(30);
 pub struct DomainConfig {
     /// DNS name of the domain, such as `ad.example.org`.
     pub name: String,
-    /// Domain controllers, by name, in order of preference. Presets, joins and removals go to the first that answers.
+    /// Domain controllers, by name, in order of preference. Presets and removals go to the first that answers; desktops join at
+    /// the first of the list, so while that one is down no desktop can join.
     pub servers: Vec<String>,
     /// Whom desktops ask for names of the domain, where their network's own name servers do not know them.
     pub dns_servers: Vec<IpAddr>,
