@@ -8,6 +8,7 @@ use crate::domain::DomainConfig;
 use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
+use mayfly_api::StageName;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -98,8 +99,18 @@ pub struct Limits {
     pub lifetime_s: u32,
     /// Longest time a desktop can be kept without an RDP connection, in all.
     pub keep_max_s: u32,
-    /// A desktop that is not ready after this long has failed.
+    /// A session whose desktop is not ready so long after it got its place has failed, however many desktops were tried.
     pub create_timeout_s: u32,
+    /// Longest time at the stage `creating`. A desktop that takes longer at a stage is removed and another is made, at most twice.
+    pub creating_timeout_s: u32,
+    /// Longest time at the stage `booting`.
+    pub booting_timeout_s: u32,
+    /// Longest time at the stage `configuring`.
+    pub configuring_timeout_s: u32,
+    /// Longest time at the stage `connecting`.
+    pub connecting_timeout_s: u32,
+    /// A desktop that could not be made is left so long for an administrator to look at. 0: it is removed at once.
+    pub keep_failed_s: u32,
     /// A desktop whose machine runs and whose agent is silent this long ends; an agent that hears nothing this long, and
     /// sees nobody connected, powers its machine off.
     pub silence_s: u32,
@@ -120,6 +131,11 @@ impl Default for Limits {
             lifetime_s: 28_800,
             keep_max_s: 3_600,
             create_timeout_s: 600,
+            creating_timeout_s: 500,
+            booting_timeout_s: 180,
+            configuring_timeout_s: 180,
+            connecting_timeout_s: 120,
+            keep_failed_s: 0,
             silence_s: 600,
             concurrent_creates: 2,
             max_desktops: 10,
@@ -318,6 +334,23 @@ impl Config {
             ("limits.lifetime_s", l.lifetime_s, 1..=2_592_000),
             ("limits.keep_max_s", l.keep_max_s, 0..=MOST_KEPT_S),
             ("limits.create_timeout_s", l.create_timeout_s, 1..=86_400),
+            (
+                "limits.creating_timeout_s",
+                l.creating_timeout_s,
+                1..=86_400,
+            ),
+            ("limits.booting_timeout_s", l.booting_timeout_s, 1..=86_400),
+            (
+                "limits.configuring_timeout_s",
+                l.configuring_timeout_s,
+                1..=86_400,
+            ),
+            (
+                "limits.connecting_timeout_s",
+                l.connecting_timeout_s,
+                1..=86_400,
+            ),
+            ("limits.keep_failed_s", l.keep_failed_s, 0..=86_400),
             ("limits.silence_s", l.silence_s, 10..=86_400),
             ("limits.concurrent_creates", l.concurrent_creates, 1..=1_000),
             ("limits.max_desktops", l.max_desktops, 1..=60_000),
@@ -327,6 +360,11 @@ impl Config {
                 let allowed = format!("{} to {} is allowed", range.start(), range.end());
                 return wrong(key, value.to_string(), &allowed);
             }
+        }
+        let clones = self.provider.terraform.proxmox.clones;
+        if !(1..=100).contains(&clones) {
+            let key = "provider.terraform.proxmox.clones";
+            return wrong(key, clones.to_string(), "1 to 100 is allowed");
         }
         let first = self.provider.terraform.first_vm_id;
         let highest = 999_999_999 - mayfly_api::DesktopName::LIMIT;
@@ -424,6 +462,22 @@ impl Config {
 }
 
 impl Limits {
+    /// Longest time at that stage, in seconds, and the key that sets it.
+    #[must_use]
+    pub fn of_stage(&self, stage: StageName) -> Option<(u32, &'static str)> {
+        match stage {
+            StageName::Queued | StageName::Destroying => None,
+            StageName::Creating => Some((self.creating_timeout_s, "limits.creating_timeout_s")),
+            StageName::Booting => Some((self.booting_timeout_s, "limits.booting_timeout_s")),
+            StageName::Configuring => {
+                Some((self.configuring_timeout_s, "limits.configuring_timeout_s"))
+            }
+            StageName::Connecting => {
+                Some((self.connecting_timeout_s, "limits.connecting_timeout_s"))
+            }
+        }
+    }
+
     /// [`Limits::lifetime_s`]
     #[must_use]
     pub fn lifetime(&self) -> Duration {

@@ -4,13 +4,14 @@
 //! * A session that was accepted has a worker until it is over, also after a restart.
 //! * A machine that a provider lists and no live row owns is removed after two sightings.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, between};
 use crate::config::Config;
 use crate::provider::{Check, CheckStatus, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
 use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
 use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
@@ -22,6 +23,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+/// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
+const FULL: Duration = Duration::from_secs(30);
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
 /// Of the machines that a provider shows, one in so many is removed in one pass, and so many in any case.
@@ -76,10 +79,34 @@ pub struct Shared {
     pub dispatch: Notify,
     /// The orchestrator stops; machines go on.
     pub stopping: CancellationToken,
+    /// Templates for whose desktops there was no room, and when. This process's own: another finds out likewise.
+    full: Mutex<HashMap<String, Timestamp>>,
     providers: BTreeMap<&'static str, Arc<dyn Provider>>,
 }
 
 impl Shared {
+    fn full(&self) -> MutexGuard<'_, HashMap<String, Timestamp>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There was no room for a desktop of that template: its sessions wait.
+    pub fn found_no_room(&self, template: &str) {
+        self.full().insert(template.to_owned(), self.clock.now());
+    }
+
+    /// A desktop is gone: there may be room again.
+    pub fn room_was_made(&self) {
+        self.full().clear();
+    }
+
+    /// The templates whose sessions go on waiting.
+    fn waiting(&self) -> Vec<String> {
+        let now = self.clock.now();
+        let mut full = self.full();
+        full.retain(|_, at| between(*at, now) < FULL);
+        full.keys().cloned().collect()
+    }
+
     /// The provider of that kind, if one is configured.
     #[must_use]
     pub fn provider(&self, kind: &str) -> Option<Arc<dyn Provider>> {
@@ -161,6 +188,7 @@ impl Control {
                 hub: Hub::default(),
                 dispatch: Notify::new(),
                 stopping: CancellationToken::new(),
+                full: Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
             }),
             tasks: Arc::default(),
@@ -465,7 +493,11 @@ async fn dispatch(shared: Arc<Shared>) {
 
 async fn give_places(shared: &Shared) -> Result<(), StoreError> {
     let limits = &shared.config.limits;
-    while let Some(record) = shared.store.plan_next(limits, shared.clock.now()).await? {
+    loop {
+        let (full, now) = (shared.waiting(), shared.clock.now());
+        let Some(record) = shared.store.plan_next(limits, &full, now).await? else {
+            break;
+        };
         shared.hub.publish(&record);
     }
     for record in shared.store.renumber_queue(shared.clock.now()).await? {

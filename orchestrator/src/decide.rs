@@ -11,7 +11,7 @@ use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase};
 use crate::session::{Origin, Record};
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionPhase};
+use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionPhase, StageName};
 use std::time::Duration;
 
 /// Evidence older than this says nothing: the agent reports every 2 s.
@@ -22,6 +22,8 @@ const CREATE_GRACE: Duration = Duration::from_secs(10);
 const REMOVAL_ATTEMPTS: u32 = 8;
 /// A stuck desktop is tried again this often.
 const STUCK_RETRY: Duration = Duration::from_secs(60);
+/// So many desktops are made again for one session when something was in the way or one took too long.
+const REMAKES: u32 = 2;
 /// A connected person is warned so many seconds before the end.
 const WARNINGS_S: [u32; 2] = [300, 60];
 
@@ -72,6 +74,28 @@ pub struct Evidence {
     pub connections: u32,
 }
 
+/// Why a desktop could not be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// For good: another would fail likewise.
+    ForGood(Problem),
+    /// There was no room for it.
+    NoRoom(String),
+    /// Something else was in the way for a moment.
+    InTheWay(String),
+}
+
+impl Failed {
+    /// In words.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::ForGood(problem) => &problem.detail,
+            Self::NoRoom(why) | Self::InTheWay(why) => why,
+        }
+    }
+}
+
 /// What this process saw of a session's current desktop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -85,8 +109,10 @@ pub struct Facts {
     pub progress: Progress,
     /// What the agent announced.
     pub announced: Option<Announcement>,
-    /// What went wrong for good while it was being made.
-    pub failed: Option<Problem>,
+    /// What went wrong while it was being made.
+    pub failed: Option<Failed>,
+    /// How many desktops this process had replaced for the session before.
+    pub remade: u32,
     /// An earlier process's create does not go on.
     pub not_adopted: bool,
     /// A create goes on without this process, and a removal ends it first: nothing is in flight that must be waited for.
@@ -116,6 +142,7 @@ impl Facts {
             progress: Progress::Untouched,
             announced: None,
             failed: None,
+            remade: 0,
             not_adopted: false,
             followed: false,
             lost: None,
@@ -162,8 +189,10 @@ pub enum Action {
     End(EndReason),
     /// Commit the failure.
     Fail(Problem),
-    /// Commit that the half-made desktop is replaced.
-    Remake,
+    /// Commit that the half-made desktop is replaced, and why.
+    Remake(String),
+    /// Commit that it is removed and its session waits again, since there is no room for it.
+    Requeue(String),
     /// Commit that the desktop could not be removed.
     Stuck(String),
     /// Commit that nothing is left.
@@ -196,7 +225,10 @@ pub fn decide(
     };
     if record.phase == SessionPhase::Ending {
         return match (desktop, facts) {
-            (Some(desktop), Some(facts)) => remove(desktop, facts, now),
+            (Some(desktop), Some(facts)) => match looked_at(record, desktop, limits, now) {
+                Some(until) if facts.busy.is_none() => Action::Wait(Some(until)),
+                _ => remove(desktop, facts, now),
+            },
             // Cannot be: the end with no desktop is final at once.
             _ => Action::Wait(None),
         };
@@ -214,7 +246,7 @@ pub fn decide(
                 return Action::End(EndReason::Abandoned);
             }
             let until = earliest(&[Some(record.expires_at), lease]);
-            earlier(prepare(desktop, facts, limits, now), until)
+            earlier(prepare(record, desktop, facts, limits, since, now), until)
         }
         _ => {
             if lease.is_some_and(|end| now >= end) {
@@ -292,23 +324,32 @@ fn remove(desktop: &Desktop, facts: &Facts, now: Timestamp) -> Action {
     Action::Start(Op::Destroy)
 }
 
-fn prepare(desktop: &Desktop, facts: &Facts, limits: &Limits, now: Timestamp) -> Action {
-    let timeout = after(desktop.created_at(), s(limits.create_timeout_s));
-    if matches!(
-        desktop.phase(),
-        DesktopPhase::Destroying | DesktopPhase::Stuck
-    ) {
+/// Until when a desktop that could not be made is left for an administrator to look at ([`Limits::keep_failed_s`]).
+fn looked_at(
+    record: &Record,
+    desktop: &Desktop,
+    limits: &Limits,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let failed = record.failure.as_ref()?.stage != StageName::Destroying;
+    let end = after(desktop.destroying_at()?, s(limits.keep_failed_s));
+    (failed && now < end).then_some(end)
+}
+
+fn prepare(
+    record: &Record,
+    desktop: &Desktop,
+    facts: &Facts,
+    limits: &Limits,
+    since: Timestamp,
+    now: Timestamp,
+) -> Action {
+    if record.phase == SessionPhase::Queued {
+        // There was no room for it.
         return remove(desktop, facts, now);
     }
-    if let Some(problem) = &facts.failed {
-        return Action::Fail(problem.clone());
-    }
-    if let Some(reason) = &facts.lost {
-        return Action::Fail(Problem::new(
-            ProblemCode::CreateFailed,
-            format!("{} stopped while it was being made: {reason}", facts.name),
-        ));
-    }
+    let begun = record.placed_at().max(since);
+    let timeout = after(begun, s(limits.create_timeout_s));
     if now >= timeout {
         return Action::Fail(Problem::new(
             ProblemCode::TimedOut,
@@ -318,7 +359,40 @@ fn prepare(desktop: &Desktop, facts: &Facts, limits: &Limits, now: Timestamp) ->
             ),
         ));
     }
-    let wait = Action::Wait(Some(timeout));
+    if matches!(
+        desktop.phase(),
+        DesktopPhase::Destroying | DesktopPhase::Stuck
+    ) {
+        return earlier(remove(desktop, facts, now), Some(timeout));
+    }
+    let again = |code, why: String| {
+        if facts.remade < REMAKES {
+            Action::Remake(why)
+        } else {
+            Action::Fail(Problem::new(code, why))
+        }
+    };
+    match &facts.failed {
+        Some(Failed::ForGood(problem)) => return Action::Fail(problem.clone()),
+        Some(Failed::NoRoom(why)) => return Action::Requeue(why.clone()),
+        Some(Failed::InTheWay(why)) => return again(ProblemCode::CreateFailed, why.clone()),
+        None => {}
+    }
+    if let Some(reason) = &facts.lost {
+        return Action::Fail(Problem::new(
+            ProblemCode::CreateFailed,
+            format!("{} stopped while it was being made: {reason}", facts.name),
+        ));
+    }
+    let stage = limits.of_stage(record.stage());
+    let stage_end = stage.map(|(limit, _)| after(record.stage_since().max(facts.since), s(limit)));
+    if let (Some((limit, key)), Some(end)) = (stage, stage_end)
+        && now >= end
+    {
+        let why = format!("{} made no progress for {limit} s ({key})", facts.name);
+        return again(ProblemCode::TimedOut, why);
+    }
+    let wait = Action::Wait(earliest(&[Some(timeout), stage_end]));
     match (desktop.phase(), facts.progress) {
         (DesktopPhase::Planned, _) => Action::Create,
         // Adopted or just proved: the certificate is known, the desktop untouched by anybody.
@@ -328,7 +402,7 @@ fn prepare(desktop: &Desktop, facts: &Facts, limits: &Limits, now: Timestamp) ->
         (DesktopPhase::Creating, Progress::Untouched) if !facts.not_adopted => {
             Action::Start(Op::Adopt)
         }
-        (_, Progress::Untouched) => Action::Remake,
+        (_, Progress::Untouched) => Action::Remake("it was interrupted".to_owned()),
         (DesktopPhase::Creating, _) => Action::Booting,
         (DesktopPhase::Booting, Progress::Made) => Action::Start(Op::Bootstrap),
         (DesktopPhase::Booting, _) => Action::Configuring,

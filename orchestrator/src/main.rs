@@ -48,6 +48,9 @@ struct ConfigFile {
 struct ServeCommand {
     #[command(flatten)]
     file: ConfigFile,
+    /// Leave a desktop that could not be made for an hour, so that you can look at it (limits.keep_failed_s)
+    #[arg(long)]
+    keep_failed: bool,
     /// How the log on stderr looks
     #[arg(long, value_enum, default_value_t = LogFormat::Plain)]
     log: LogFormat,
@@ -78,7 +81,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Image(command) => runtime()?.block_on(image::run(command))?,
         Command::Serve(command) => {
             log_to_stderr(command.log);
-            let config = Config::load(command.file.config.as_deref())?;
+            let mut config = Config::load(command.file.config.as_deref())?;
+            if command.keep_failed && config.limits.keep_failed_s == 0 {
+                config.limits.keep_failed_s = 3_600;
+            }
             runtime()?.block_on(serve::run(config))?;
         }
         Command::Doctor(command) => return examine(&command),

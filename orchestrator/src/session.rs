@@ -15,6 +15,7 @@ use mayfly_api::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// How a session was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +147,19 @@ impl Record {
     #[must_use]
     pub fn stage(&self) -> StageName {
         self.stages.last().map_or(StageName::Queued, |s| s.name)
+    }
+
+    /// Since when that stage is under way.
+    #[must_use]
+    pub fn stage_since(&self) -> Timestamp {
+        self.stages.last().map_or(self.created_at, |s| s.started_at)
+    }
+
+    /// When it left the queue: a desktop is made for it since then, whatever became of the first.
+    #[must_use]
+    pub fn placed_at(&self) -> Timestamp {
+        let queued = self.stages.first().and_then(|s| s.duration_ms);
+        after(self.created_at, Duration::from_millis(queued.unwrap_or(0)))
     }
 
     fn desktop_mut(&mut self, name: DesktopName) -> Result<&mut Desktop, NotNow> {
@@ -386,6 +400,19 @@ impl Record {
         Ok(())
     }
 
+    /// There was no room for its desktop: what there is of it is removed, and it waits again, at its old place.
+    ///
+    /// # Errors
+    /// Unless it is being prepared.
+    pub fn requeue(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
+        self.remake(name, now)?;
+        self.phase = SessionPhase::Queued;
+        if let Some(queued) = self.stages.last_mut() {
+            queued.duration_ms = None;
+        }
+        Ok(())
+    }
+
     /// Its desktop could not be removed.
     ///
     /// # Errors
@@ -449,7 +476,11 @@ impl Record {
             phase: self.phase,
             template: self.wish.template.clone(),
             user: self.wish.user.clone(),
-            desktop: self.desktop.as_ref().map(Desktop::name),
+            desktop: self
+                .desktop
+                .as_ref()
+                .filter(|_| self.phase != SessionPhase::Queued)
+                .map(Desktop::name),
             rdp,
             created_at: self.created_at,
             last_activity: self.last_activity,

@@ -6,7 +6,7 @@
 
 use crate::clock::between;
 use crate::control::Shared;
-use crate::decide::{Action, Announcement, Evidence, Facts, Op, Progress, decide};
+use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
@@ -14,7 +14,7 @@ use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
 use mayfly_api::agent::{self, Bootstrap, FromAgent, ToAgent};
-use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionId};
+use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionId, SessionPhase};
 use secrecy::ExposeSecret;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,10 +77,12 @@ struct Worker {
     changes: watch::Receiver<u64>,
     signal: mpsc::Sender<(DesktopName, Signal)>,
     /// The operation under way; aborted when dropped.
-    operation: JoinSet<(Op, Result<(), Problem>)>,
+    operation: JoinSet<(Op, Result<(), Failed>)>,
     /// The tasks that follow the machine; aborted when dropped.
     companions: JoinSet<()>,
     to_agent: mpsc::Sender<ToAgent>,
+    /// How many desktops this process replaced.
+    remade: u32,
 }
 
 impl Worker {
@@ -96,6 +98,7 @@ impl Worker {
             operation: JoinSet::new(),
             companions: JoinSet::new(),
             to_agent: mpsc::channel(1).0,
+            remade: 0,
         };
         (worker, signals)
     }
@@ -140,6 +143,7 @@ impl Worker {
             self.operation.shutdown().await;
             self.facts = Some(Facts {
                 followed: provider.is_followed(),
+                remade: self.remade,
                 ..Facts::new(name, self.shared.clock.now())
             });
         }
@@ -180,7 +184,7 @@ impl Worker {
         Ok(Next::Again)
     }
 
-    fn done(&mut self, done: Result<(Op, Result<(), Problem>), tokio::task::JoinError>) {
+    fn done(&mut self, done: Result<(Op, Result<(), Failed>), tokio::task::JoinError>) {
         let now = self.shared.clock.now();
         let Some(facts) = self.facts.as_mut() else {
             return;
@@ -190,7 +194,7 @@ impl Worker {
             (Ok(done), _) => done,
             (Err(error), Some(op)) => {
                 let what = format!("{op:?} broke: {error}");
-                (op, Err(Problem::new(ProblemCode::Internal, what)))
+                (op, Err(for_good(ProblemCode::Internal, what)))
             }
             (Err(_), None) => return,
         };
@@ -199,18 +203,19 @@ impl Worker {
             (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
             (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
             (Op::Destroy, Ok(())) => facts.removed = true,
-            (Op::Destroy, Err(problem)) => {
-                warn!(session = %self.id, desktop = %facts.name, problem = problem.detail, "not removed; trying again");
+            (Op::Destroy, Err(failed)) => {
+                let reason = failed.reason().to_owned();
+                warn!(session = %self.id, desktop = %facts.name, reason, "not removed; trying again");
                 facts.removals_failed += 1;
-                facts.removal_failed = Some((now, problem.detail));
+                facts.removal_failed = Some((now, reason));
             }
-            (Op::Adopt, Err(problem)) => {
-                debug!(session = %self.id, desktop = %facts.name, problem = problem.detail, "not adopted");
+            (Op::Adopt, Err(failed)) => {
+                debug!(session = %self.id, desktop = %facts.name, reason = failed.reason(), "not adopted");
                 facts.not_adopted = true;
             }
-            (op, Err(problem)) => {
-                warn!(session = %self.id, desktop = %facts.name, ?op, problem = problem.detail, "failed");
-                facts.failed = Some(problem);
+            (op, Err(failed)) => {
+                warn!(session = %self.id, desktop = %facts.name, ?op, reason = failed.reason(), "failed");
+                facts.failed = Some(failed);
             }
         }
     }
@@ -238,7 +243,7 @@ impl Worker {
             // Whoever asked listens for it.
             Signal::Agent(FromAgent::Left) => {}
             Signal::Agent(FromAgent::Failed { step, message }) => {
-                facts.failed = Some(Problem::new(
+                facts.failed = Some(for_good(
                     ProblemCode::CreateFailed,
                     format!("{name} could not take its identity at the step {step:?}: {message}"),
                 ));
@@ -264,7 +269,7 @@ impl Worker {
                                 certificate_sha256,
                             });
                         }
-                        Err(error) => facts.failed = Some(problem_of(&error)),
+                        Err(error) => facts.failed = Some(error.into()),
                     }
                 }
             }
@@ -367,9 +372,16 @@ impl Worker {
                 warn!(session = %self.id, desktop = %name, problem = problem.detail, "could not be made");
                 self.commit(Change::Told, |r| r.fail(problem, now)).await?;
             }
-            Action::Remake => {
-                warn!(session = %self.id, desktop = %name, "was interrupted while it was being made; another replaces it");
-                self.commit(Change::Told, |r| r.remake(name, now)).await?;
+            Action::Remake(reason) => {
+                warn!(session = %self.id, desktop = %name, reason, "another replaces it");
+                if self.commit(Change::Told, |r| r.remake(name, now)).await? {
+                    self.remade += 1;
+                }
+            }
+            Action::Requeue(reason) => {
+                warn!(session = %self.id, desktop = %name, reason, "no room; its session waits");
+                self.shared.found_no_room(&record.wish.template);
+                self.commit(Change::Told, |r| r.requeue(name, now)).await?;
             }
             Action::Stuck(reason) => {
                 error!(session = %self.id, desktop = %name, reason, "could not be removed; an operator must look");
@@ -377,6 +389,9 @@ impl Worker {
             }
             Action::Gone => {
                 info!(session = %self.id, desktop = %name, "gone");
+                if record.phase != SessionPhase::Queued {
+                    self.shared.room_was_made();
+                }
                 self.commit(Change::Told, |r| r.gone(name, now)).await?;
             }
         }
@@ -430,7 +445,7 @@ impl Worker {
                 let spec = self.spec(name, record);
                 self.operation.spawn(async move {
                     let made = provider.create(&spec).await;
-                    (op, made.map_err(|e| problem_of(&e)))
+                    (op, made.map_err(Failed::from))
                 });
             }
             Op::Adopt => {
@@ -439,9 +454,9 @@ impl Worker {
                         Ok(true) => Ok(()),
                         Ok(false) => {
                             let what = format!("nothing makes {name} any more");
-                            Err(Problem::new(ProblemCode::CreateFailed, what))
+                            Err(for_good(ProblemCode::CreateFailed, what))
                         }
-                        Err(error) => Err(problem_of(&error)),
+                        Err(error) => Err(error.into()),
                     };
                     (op, adopted)
                 });
@@ -457,7 +472,7 @@ impl Worker {
                 self.operation.spawn(async move {
                     let Some((address, certificate)) = announced else {
                         let what = "nothing was announced to probe";
-                        return (op, Err(Problem::new(ProblemCode::Internal, what)));
+                        return (op, Err(for_good(ProblemCode::Internal, what)));
                     };
                     (op, prove(address, &certificate).await)
                 });
@@ -475,7 +490,7 @@ impl Worker {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }
                     let gone = provider.destroy(name).await;
-                    (op, gone.map_err(|e| problem_of(&e)))
+                    (op, gone.map_err(Failed::from))
                 });
             }
         }
@@ -533,13 +548,21 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn problem_of(error: &ProviderError) -> Problem {
-    let code = match error {
-        ProviderError::NoCapacity(_) => ProblemCode::NoCapacity,
-        ProviderError::Unavailable(_) => ProblemCode::ProviderUnavailable,
-        ProviderError::NotYet(_) | ProviderError::Failed(_) => ProblemCode::CreateFailed,
-    };
-    Problem::new(code, error.to_string())
+fn for_good(code: ProblemCode, what: impl Into<String>) -> Failed {
+    Failed::ForGood(Problem::new(code, what))
+}
+
+impl From<ProviderError> for Failed {
+    fn from(error: ProviderError) -> Self {
+        match error {
+            ProviderError::NoCapacity(why) => Self::NoRoom(why),
+            ProviderError::Busy(why) => Self::InTheWay(why),
+            ProviderError::Unavailable(why) => for_good(ProblemCode::ProviderUnavailable, why),
+            ProviderError::NotYet(why) | ProviderError::Failed(why) => {
+                for_good(ProblemCode::CreateFailed, why)
+            }
+        }
+    }
 }
 
 /// Writes the bootstrap as soon as the machine takes it. The overall limit is the decider's.
@@ -547,13 +570,13 @@ async fn hand_over(
     provider: &dyn Provider,
     name: DesktopName,
     mut bootstrap: Bootstrap,
-) -> Result<(), Problem> {
+) -> Result<(), Failed> {
     loop {
         bootstrap.now = Timestamp::now();
         match provider.bootstrap(name, &bootstrap).await {
             Ok(()) => return Ok(()),
             Err(ProviderError::NotYet(_)) => tokio::time::sleep(BOOTSTRAP_RETRY).await,
-            Err(error) => return Err(problem_of(&error)),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -582,7 +605,7 @@ async fn leave(provider: &dyn Provider, name: DesktopName) {
 }
 
 /// Probes until the RDP server answers as announced. The overall limit is the decider's.
-async fn prove(address: std::net::SocketAddr, certificate: &str) -> Result<(), Problem> {
+async fn prove(address: std::net::SocketAddr, certificate: &str) -> Result<(), Failed> {
     let mut wrong = 0;
     loop {
         match probe(address, certificate, PROBE_LIMIT).await {
@@ -590,7 +613,7 @@ async fn prove(address: std::net::SocketAddr, certificate: &str) -> Result<(), P
             Err(error @ ProbeError::WrongCertificate { .. }) => {
                 wrong += 1;
                 if wrong >= WRONG_CERTIFICATES {
-                    return Err(Problem::new(ProblemCode::CreateFailed, error.to_string()));
+                    return Err(for_good(ProblemCode::CreateFailed, error.to_string()));
                 }
             }
             Err(error @ ProbeError::NoAnswer(..)) => debug!(%error, "not yet"),

@@ -39,7 +39,7 @@ The first line on standard output is {"port": …}. Then each line on standard i
         migrate vmid node seconds    (fakepve's) as if an administrator had
         unreachable seconds          nothing listens
     {"set": [of, attribute, value]}  of "pve" or "vm 100"
-    {"get": [of, attribute]}
+    {"get": [of, attribute]}         "pve" has most_clones: so many were made at once
     {"requests": true}               every request: [method, path, body]
 Seconds are Proxmox VE's; but a guest has as much real time to shut down as the call gives it.
 """

@@ -67,6 +67,7 @@ class Lab(Orders, FakePve):
         self.nodes = {node['name']: {'online': True, **node} for node in config.get('nodes', DEFAULT_NODES)}
         self.machines, self.faults, self.giving_up, self.full = {}, [], {}, {}
         self.turns = collections.defaultdict(asyncio.Lock)
+        self.clones = self.most_clones = 0
         self.add_storages(config)
         self.pools = {name: set() for name in config.get('pools', [])}
         for token in config['tokens']:
@@ -240,6 +241,8 @@ class Lab(Orders, FakePve):
         self.release(template, 'clone')
         machine = Machine(new.vmid, self.machines[source].image, self.place(new.vmid))
         self.machines[new.vmid] = machine
+        self.clones += 1
+        self.most_clones = max(self.clones, self.most_clones)
         try:
             async with contextlib.AsyncExitStack() as turns:
                 for storage in sorted({volume_ref(volume)[0] for _, volume, _ in drives_of(template.config, True)}):
@@ -250,6 +253,8 @@ class Lab(Orders, FakePve):
         except (PveError, TaskError, Refused, OSError) as error:
             self.machines.pop(new.vmid).remove()
             raise TaskError('clone failed: ' + str(error).removeprefix('clone failed: ')) from error
+        finally:
+            self.clones -= 1
         for key, volume, _ in drives_of(new.config):
             # A cloud-init drive is the clone's own. Under the template's name its end would be the end of the template's.
             if volume.endswith(f'vm-{source}-cloudinit'):

@@ -173,6 +173,11 @@ fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
             .collect();
         nodes.sort_unstable();
         assert_eq!(nodes, ["pve1", "pve2", "pve3"]);
+        let clones = here.site.order(&json!({"get": ["pve", "most_clones"]}))?;
+        ensure!(
+            clones == 1 || clones == 2,
+            "{clones} clones at once, and 2 is the limit"
+        );
         for one in &held {
             one.destroyed(&here.orchestrator).await?;
         }
@@ -344,6 +349,47 @@ fn another_installation_s_machines_are_left_alone() -> Result<()> {
             Ok(())
         },
     )
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_reaches_nobody() -> Result<()> {
+    alone("a_lock_that_is_held_too_long_reaches_nobody", async || {
+        let mut here = Here::start("proxmox lock", "", json!({})).await?;
+        // A backup, say: clones wait 10 s for the storage and fail.
+        here.site
+            .order(&json!({"do": ["hold_storage", "ceph", 14]}))?;
+        let held = Held::create(&here.orchestrator).await?;
+        let session = held.ready(&here.orchestrator).await?;
+        let name = session.desktop.context("a desktop")?;
+        ensure!(name.number() > 1, "nothing was in the way of {name}");
+        held.destroyed(&here.orchestrator).await?;
+        here.nothing_is_left().await
+    })
+}
+
+#[test]
+fn without_room_a_session_waits_in_the_queue() -> Result<()> {
+    alone("without_room_a_session_waits_in_the_queue", async || {
+        // Room for one desktop of 1536 MiB beside the node's own 1024.
+        let nodes = json!({"nodes": [{"name": "pve1", "memory_mib": 3072, "cores": 2}]});
+        let mut here = Here::start("proxmox full", "", nodes).await?;
+        let first = Held::create(&here.orchestrator).await?;
+        first.ready(&here.orchestrator).await?;
+        let second = Held::create(&here.orchestrator).await?;
+        second
+            .reach(&here.orchestrator, StageName::Creating)
+            .await?;
+        second
+            .until(&here.orchestrator, "it waits again", READY, |s| {
+                s.phase == SessionPhase::Queued && s.queue_position == Some(1)
+            })
+            .await?;
+        assert_eq!(here.site.machines()?.len(), 1);
+        first.destroyed(&here.orchestrator).await?;
+        second.ready(&here.orchestrator).await?;
+        second.destroyed(&here.orchestrator).await?;
+        here.nothing_is_left().await
+    })
 }
 
 /// How often the site was asked for all there is: nodes, storages, virtual machines.

@@ -14,6 +14,10 @@ enum Event {
     Succeed,
     /// It fails.
     OpFails,
+    /// It finds no room.
+    NoRoom,
+    /// It finds something in the way.
+    InTheWay,
     /// The agent announces its server.
     Announce,
     /// The agent reports.
@@ -38,6 +42,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (100_u32..40_000).prop_map(Event::Pass),
         8 => Just(Event::Succeed),
         1 => Just(Event::OpFails),
+        1 => Just(Event::NoRoom),
+        1 => Just(Event::InTheWay),
         4 => Just(Event::Announce),
         5 => (0_u32..3).prop_map(Event::Report),
         1 => Just(Event::Die),
@@ -52,6 +58,7 @@ fn event() -> impl Strategy<Value = Event> {
 struct Model {
     record: Record,
     facts: Option<Facts>,
+    remade: u32,
     limits: Limits,
     since: Timestamp,
     now: Timestamp,
@@ -78,6 +85,7 @@ impl Model {
         Self {
             record: Record::accepted(id, wish, Expected::default(), &limits, now),
             facts: None,
+            remade: 0,
             limits,
             since: now,
             now,
@@ -94,8 +102,13 @@ impl Model {
     fn happen(&mut self, event: &Event) {
         match event {
             Event::Pass(seconds) => self.now = after(self.now, s(*seconds)),
-            Event::Succeed => self.operation_ends(true),
-            Event::OpFails => self.operation_ends(false),
+            Event::Succeed => self.operation_ends(None),
+            Event::OpFails => {
+                let broke = Problem::new(ProblemCode::CreateFailed, "it broke");
+                self.operation_ends(Some(Failed::ForGood(broke)));
+            }
+            Event::NoRoom => self.operation_ends(Some(Failed::NoRoom("full".to_owned()))),
+            Event::InTheWay => self.operation_ends(Some(Failed::InTheWay("locked".to_owned()))),
             Event::Announce => {
                 if let Some(facts) = self.facts.as_mut()
                     && facts.progress == Progress::Bootstrapped
@@ -121,6 +134,7 @@ impl Model {
             }
             Event::Crash => {
                 self.facts = None;
+                self.remade = 0;
                 self.since = self.now;
             }
             Event::Place => {
@@ -149,27 +163,25 @@ impl Model {
         }
     }
 
-    fn operation_ends(&mut self, well: bool) {
+    fn operation_ends(&mut self, failed: Option<Failed>) {
         let Some(facts) = self.facts.as_mut() else {
             return;
         };
         let Some(op) = facts.busy.take() else { return };
-        match (op, well) {
-            (Op::Create | Op::Adopt, true) => facts.progress = Progress::Made,
-            (Op::Bootstrap, true) => facts.progress = Progress::Bootstrapped,
-            (Op::Probe, true) => facts.progress = Progress::Proved,
-            (Op::Destroy, true) => {
+        match (op, failed) {
+            (Op::Create | Op::Adopt, None) => facts.progress = Progress::Made,
+            (Op::Bootstrap, None) => facts.progress = Progress::Bootstrapped,
+            (Op::Probe, None) => facts.progress = Progress::Proved,
+            (Op::Destroy, None) => {
                 facts.removed = true;
                 self.machines.remove(&facts.name);
             }
-            (Op::Destroy, false) => {
+            (Op::Destroy, Some(_)) => {
                 facts.removals_failed += 1;
                 facts.removal_failed = Some((self.now, "busy".to_owned()));
             }
-            (Op::Adopt, false) => facts.not_adopted = true,
-            (_, false) => {
-                facts.failed = Some(Problem::new(ProblemCode::CreateFailed, "it broke"));
-            }
+            (Op::Adopt, Some(_)) => facts.not_adopted = true,
+            (_, failed) => facts.failed = failed,
         }
     }
 
@@ -179,7 +191,10 @@ impl Model {
             match self.live() {
                 None => self.facts = None,
                 Some(name) if self.facts.as_ref().is_none_or(|f| f.name != name) => {
-                    self.facts = Some(Facts::new(name, self.now));
+                    self.facts = Some(Facts {
+                        remade: self.remade,
+                        ..Facts::new(name, self.now)
+                    });
                 }
                 Some(_) => {}
             }
@@ -243,7 +258,11 @@ impl Model {
             Action::Presence(n) => record.presence(n, &limits, now).unwrap(),
             Action::Warn { .. } => facts.warned += 1,
             Action::Fail(problem) => record.fail(problem, now).unwrap(),
-            Action::Remake => record.remake(name, now).unwrap(),
+            Action::Remake(_) => {
+                record.remake(name, now).unwrap();
+                self.remade += 1;
+            }
+            Action::Requeue(_) => record.requeue(name, now).unwrap(),
             Action::Stuck(reason) => record.stuck(name, reason).unwrap(),
             Action::Gone => record.gone(name, now).unwrap(),
             Action::Wait(_) | Action::Stop | Action::End(_) => unreachable!(),
@@ -501,4 +520,81 @@ fn a_desktop_that_cannot_be_removed_is_stuck_with_the_reason_and_tried_again() {
     model.happen(&Event::Succeed);
     assert_eq!(model.record.phase, SessionPhase::Ended);
     assert_eq!(model.record.failure, None);
+}
+
+#[test]
+fn a_desktop_that_hangs_at_a_stage_is_replaced_twice_and_then_its_session_fails() {
+    let mut model = Model::new(Origin::V1);
+    let mut tried = BTreeSet::new();
+    for _ in 0..3 {
+        model.happen(&Event::Place);
+        model.happen(&Event::Succeed);
+        assert_eq!(model.record.stage(), StageName::Booting);
+        tried.insert(model.live());
+        for _ in 0..18 {
+            model.happen(&Event::Heartbeat);
+            model.happen(&Event::Pass(10));
+        }
+        assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Destroying));
+        model.happen(&Event::Succeed);
+    }
+    assert_eq!(tried.len(), 3);
+    assert_eq!(model.record.phase, SessionPhase::Failed);
+    let failure = model.record.failure.clone().unwrap();
+    assert_eq!(failure.stage, StageName::Booting);
+    assert_eq!(failure.problem.code, ProblemCode::TimedOut);
+    assert!(failure.problem.detail.contains("booting_timeout_s"));
+}
+
+#[test]
+fn what_is_in_the_way_for_a_moment_fails_nobody() {
+    let mut model = Model::new(Origin::V1);
+    for _ in 0..2 {
+        model.happen(&Event::Place);
+        model.happen(&Event::InTheWay);
+        model.happen(&Event::Succeed);
+        assert_eq!(model.record.phase, SessionPhase::Preparing);
+    }
+    model.happen(&Event::Place);
+    model.happen(&Event::InTheWay);
+    model.happen(&Event::Succeed);
+    assert_eq!(model.record.phase, SessionPhase::Failed);
+}
+
+#[test]
+fn without_room_a_session_waits_as_long_as_its_launcher_is_there() {
+    let mut model = Model::new(Origin::V1);
+    for _ in 0..50 {
+        model.happen(&Event::Place);
+        model.happen(&Event::NoRoom);
+        assert_eq!(model.record.phase, SessionPhase::Queued);
+        assert_eq!(model.record.stage(), StageName::Queued);
+        model.happen(&Event::Succeed);
+        assert_eq!(model.live(), None);
+        model.happen(&Event::Heartbeat);
+        model.happen(&Event::Pass(60));
+    }
+    model.happen(&Event::Place);
+    model.happen(&Event::Succeed);
+    assert_eq!(
+        model.record.stage(),
+        StageName::Booting,
+        "waiting is no time of making"
+    );
+}
+
+#[test]
+fn a_desktop_that_could_not_be_made_is_left_to_look_at_if_that_is_wanted() {
+    let mut model = Model::new(Origin::V1);
+    model.limits.keep_failed_s = 600;
+    model.happen(&Event::Place);
+    model.happen(&Event::OpFails);
+    assert_eq!(model.record.phase, SessionPhase::Ending);
+    model.happen(&Event::Pass(599));
+    model.happen(&Event::Succeed);
+    assert!(model.live().is_some(), "nothing removes it yet");
+    model.happen(&Event::Pass(1));
+    model.happen(&Event::Succeed);
+    assert_eq!(model.record.phase, SessionPhase::Failed);
+    assert_eq!(model.machines, BTreeSet::new());
 }

@@ -165,7 +165,7 @@ fn answer(locking: Locking) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::machines::Reserved;
+    use crate::store::machines::{Reserved, Reserving};
     use crate::store::sqlite::SqliteStore;
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
@@ -188,8 +188,9 @@ mod tests {
                 name,
                 node: "pve1".to_owned(),
                 memory_mib: 512,
+                storage: "ceph".to_owned(),
             };
-            assert!(store.reserve(&machine).await.unwrap());
+            assert_eq!(store.reserve(&machine, 1).await.unwrap(), Reserving::Done);
             Self {
                 _folder: folder,
                 backend: Backend {

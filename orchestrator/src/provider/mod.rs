@@ -52,9 +52,12 @@ pub enum ProviderError {
     /// Not yet: the machine boots, its agent is silent. Ask again later.
     #[error("{0}")]
     NotYet(String),
-    /// No room (disk, memory, addresses) for another machine now.
+    /// No room (memory, addresses) for another machine until one of those that are there is gone.
     #[error("{0}")]
     NoCapacity(String),
+    /// Something else was in the way, such as a lock: another attempt may succeed.
+    #[error("{0}")]
+    Busy(String),
     /// Desktops cannot be made here until an administrator acts; says what to do.
     #[error("{0}")]
     Unavailable(String),

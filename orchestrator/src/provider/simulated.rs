@@ -81,6 +81,10 @@ pub enum Fault {
     Unavailable,
     /// Making a machine fails half-way.
     CreateFails,
+    /// Something else is in the way of making it.
+    CreateBusy,
+    /// There is no room for it.
+    NoRoom,
     /// Its guest agent never answers.
     BootHangs,
     /// It stops while it boots.
@@ -397,6 +401,14 @@ impl Provider for Simulated {
         tokio::time::sleep(ms(self.world.config.create_ms)).await;
         if self.strikes(Fault::CreateFails) {
             return Err(failed(format_args!("{name}: the simulated disk broke")));
+        }
+        if self.strikes(Fault::CreateBusy) {
+            let why = format!("{name}: somebody has the lock of the simulated disk");
+            return Err(ProviderError::Busy(why));
+        }
+        if self.strikes(Fault::NoRoom) {
+            let why = format!("{name}: the simulated host is full");
+            return Err(ProviderError::NoCapacity(why));
         }
         kept.whole = true;
         if self.strikes(Fault::BootDies) {

@@ -19,6 +19,19 @@ pub struct Reserved {
     pub node: String,
     /// Its memory.
     pub memory_mib: u32,
+    /// The storage that its disk is cloned on.
+    pub storage: String,
+}
+
+/// What became of an attempt to reserve a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserving {
+    /// It is reserved, and counts as being cloned.
+    Done,
+    /// It was reserved before.
+    Taken,
+    /// So many are being cloned on its storage already.
+    Waits,
 }
 
 /// What became of an attempt to lock, unlock or save.
@@ -35,8 +48,11 @@ pub enum Locking {
 /// See the module.
 #[async_trait]
 pub trait Machines: Send + Sync + 'static {
-    /// Reserves a machine; `false` if it is reserved already.
-    async fn reserve(&self, machine: &Reserved) -> Result<bool, StoreError>;
+    /// Reserves a machine, if fewer than `clones` are being cloned on its storage.
+    async fn reserve(&self, machine: &Reserved, clones: u32) -> Result<Reserving, StoreError>;
+
+    /// It is cloned: another may be.
+    async fn cloned(&self, name: DesktopName) -> Result<(), StoreError>;
 
     /// Every machine that may exist.
     async fn reserved(&self) -> Result<Vec<Reserved>, StoreError>;
@@ -80,29 +96,53 @@ impl SqliteStore {
 
 #[async_trait]
 impl Machines for SqliteStore {
-    async fn reserve(&self, machine: &Reserved) -> Result<bool, StoreError> {
+    async fn reserve(&self, machine: &Reserved, clones: u32) -> Result<Reserving, StoreError> {
+        let mut tx = self.begin().await?;
+        let cloning: u32 =
+            sqlx::query_scalar("SELECT count(*) FROM machine WHERE storage = ? AND cloning = 1")
+                .bind(&machine.storage)
+                .fetch_one(&mut *tx)
+                .await?;
+        if cloning >= clones {
+            return Ok(Reserving::Waits);
+        }
         let done = sqlx::query(
-            "INSERT INTO machine (number, node, memory_mib) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO machine (number, node, memory_mib, storage, cloning) VALUES (?, ?, ?, ?, 1) ON CONFLICT DO NOTHING",
         )
         .bind(machine.name.number())
         .bind(&machine.node)
         .bind(machine.memory_mib)
-        .execute(&self.writer)
+        .bind(&machine.storage)
+        .execute(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        tx.commit().await?;
+        Ok(if done.rows_affected() > 0 {
+            Reserving::Done
+        } else {
+            Reserving::Taken
+        })
+    }
+
+    async fn cloned(&self, name: DesktopName) -> Result<(), StoreError> {
+        sqlx::query("UPDATE machine SET cloning = 0 WHERE number = ?")
+            .bind(name.number())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
     }
 
     async fn reserved(&self) -> Result<Vec<Reserved>, StoreError> {
-        let rows: Vec<(i64, String, u32)> =
-            sqlx::query_as("SELECT number, node, memory_mib FROM machine ORDER BY number")
+        let rows: Vec<(i64, String, u32, String)> =
+            sqlx::query_as("SELECT number, node, memory_mib, storage FROM machine ORDER BY number")
                 .fetch_all(&self.readers)
                 .await?;
         rows.into_iter()
-            .map(|(number, node, memory_mib)| {
+            .map(|(number, node, memory_mib, storage)| {
                 Ok(Reserved {
                     name: desktop_name(number)?,
                     node,
                     memory_mib,
+                    storage,
                 })
             })
             .collect()
@@ -161,12 +201,14 @@ mod tests {
             name,
             node: "pve1".to_owned(),
             memory_mib: 512,
+            storage: "ceph".to_owned(),
         };
         let held = Locking::Held("{\"who\":\"a\"}".to_owned());
 
         assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
-        assert!(store.reserve(&machine).await.unwrap());
-        assert!(!store.reserve(&machine).await.unwrap());
+        let reserve = async |m: &Reserved| store.reserve(m, 2).await.unwrap();
+        assert_eq!(reserve(&machine).await, Reserving::Done);
+        assert_eq!(reserve(&machine).await, Reserving::Taken);
         assert_eq!(store.reserved().await.unwrap(), [machine]);
 
         let not_locked = store.save(name, "a", b"1").await.unwrap();
@@ -187,5 +229,31 @@ mod tests {
         store.release(name).await.unwrap();
         assert_eq!(store.state(name).await.unwrap(), None);
         assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
+    }
+
+    #[tokio::test]
+    async fn a_storage_takes_only_so_many_clones_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("db")).await.unwrap();
+        let reserve = async |number, storage: &str| {
+            let machine = Reserved {
+                name: DesktopName::from_number(number).unwrap(),
+                node: "pve1".to_owned(),
+                memory_mib: 512,
+                storage: storage.to_owned(),
+            };
+            store.reserve(&machine, 2).await.unwrap()
+        };
+        assert_eq!(reserve(1, "a").await, Reserving::Done);
+        assert_eq!(reserve(2, "a").await, Reserving::Done);
+        assert_eq!(reserve(3, "a").await, Reserving::Waits);
+        assert_eq!(reserve(4, "b").await, Reserving::Done);
+        // One is cloned, one is removed half-way.
+        let name = |number| DesktopName::from_number(number).unwrap();
+        store.cloned(name(1)).await.unwrap();
+        assert_eq!(reserve(3, "a").await, Reserving::Done);
+        assert_eq!(reserve(5, "a").await, Reserving::Waits);
+        store.release(name(2)).await.unwrap();
+        assert_eq!(reserve(5, "a").await, Reserving::Done);
     }
 }

@@ -99,10 +99,11 @@ pub trait Store: machines::Machines {
         change: Changing<'_>,
     ) -> Result<Option<(Record, Change)>, StoreError>;
 
-    /// Gives the session that waits longest a desktop, if the limits leave a place.
+    /// Gives the session that waits longest a desktop, if the limits leave a place. Sessions of the templates in `full` go on waiting.
     async fn plan_next(
         &self,
         limits: &Limits,
+        full: &[String],
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError>;
 

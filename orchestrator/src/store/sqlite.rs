@@ -138,6 +138,7 @@ impl Store for SqliteStore {
     async fn plan_next(
         &self,
         limits: &Limits,
+        full: &[String],
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError> {
         let mut tx = self.begin().await?;
@@ -153,8 +154,10 @@ impl Store for SqliteStore {
         let next: Option<String> = sqlx::query_scalar(
             "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
                AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
+               AND template NOT IN (SELECT value FROM json_each(?))
              ORDER BY created_us, id LIMIT 1",
         )
+        .bind(to_json(&full)?)
         .fetch_optional(&mut *tx)
         .await?;
         let Some(id) = next else { return Ok(None) };
@@ -601,7 +604,7 @@ mod tests {
     async fn claimed(store: &SqliteStore, at: Timestamp, after_s: u32) -> Record {
         let limits = Limits::default();
         let id = accept(store, at).await.id;
-        let planned = store.plan_next(&limits, at).await.unwrap().unwrap();
+        let planned = store.plan_next(&limits, &[], at).await.unwrap().unwrap();
         assert_eq!(planned.id, id);
         let name = planned.desktop.unwrap().name();
         let ready = after(at, s(after_s));
@@ -671,13 +674,51 @@ mod tests {
         };
         let first = accept(&store, now()).await;
         let second = accept(&store, after(now(), SECOND)).await;
-        let planned = store.plan_next(&limits, now()).await.unwrap().unwrap();
+        let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
         assert_eq!(planned.id, first.id);
-        assert!(store.plan_next(&limits, now()).await.unwrap().is_none());
+        assert!(
+            store
+                .plan_next(&limits, &[], now())
+                .await
+                .unwrap()
+                .is_none()
+        );
         let moved = store.renumber_queue(now()).await.unwrap();
         assert_eq!(moved.len(), 1);
         assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
         assert_eq!(store.renumber_queue(now()).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_session_without_room_waits_again_and_lets_other_templates_pass() {
+        let (store, _dir) = store().await;
+        let limits = Limits::default();
+        let first = accept(&store, now()).await;
+        let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
+        let name = planned.desktop.unwrap().name();
+        let requeue = |r: &mut Record| {
+            r.creating(name).unwrap();
+            r.requeue(name, now()).unwrap();
+            Change::Told
+        };
+        store
+            .update(first.id, now(), Box::new(requeue))
+            .await
+            .unwrap();
+        let moved = store.renumber_queue(now()).await.unwrap();
+        assert_eq!(moved[0].view().queue_position, Some(1));
+        assert_eq!(moved[0].view().desktop, None);
+        let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap();
+        assert!(next(&[]).await.is_none(), "its desktop is being removed");
+        let gone = |r: &mut Record| {
+            r.gone(name, now()).unwrap();
+            Change::Told
+        };
+        store.update(first.id, now(), Box::new(gone)).await.unwrap();
+        assert!(next(&["t".to_owned()]).await.is_none());
+        let again = next(&["other".to_owned()]).await.unwrap();
+        assert_eq!(again.id, first.id);
+        assert_ne!(again.desktop.unwrap().name(), name);
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! How sessions end: by rules, by faults, by cancel in each phase.
 
-use crate::house::{House, PATIENCE, quick, until};
+use crate::house::{House, Mine, PATIENCE, quick, until};
 use mayfly_api::agent::ToAgent;
 use mayfly_api::{
-    CreateSession, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState, SessionPhase, StageName,
+    CreateSession, DesktopName, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState,
+    SessionEvent, SessionPhase, StageName,
 };
 use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::desktop::DesktopPhase;
@@ -159,7 +160,6 @@ async fn what_cannot_be_made_fails_with_its_stage_after_its_remains_are_gone() {
             StageName::Booting,
             ProblemCode::CreateFailed,
         ),
-        (Fault::BootHangs, StageName::Booting, ProblemCode::TimedOut),
         (
             Fault::AgentFails,
             StageName::Configuring,
@@ -174,21 +174,6 @@ async fn what_cannot_be_made_fails_with_its_stage_after_its_remains_are_gone() {
         let house = House::new().await;
         house.machines.inject(fault, None);
         let mine = house.create().await;
-        if fault == Fault::BootHangs {
-            until("it boots", async || {
-                let stages = house.get(&mine).await.stages;
-                (stages.last().unwrap().name == StageName::Booting).then_some(())
-            })
-            .await;
-            for _ in 0..60 {
-                house
-                    .client
-                    .heartbeat(mine.id, &mine.secret, BEAT)
-                    .await
-                    .unwrap();
-                house.clock.advance(Duration::from_secs(10));
-            }
-        }
         let failed = house.reaches(&mine, SessionPhase::Failed).await;
         assert_eq!(house.machines.list().await.unwrap(), [], "{fault:?}");
         let failure = failed.failure.unwrap();
@@ -201,6 +186,97 @@ async fn what_cannot_be_made_fails_with_its_stage_after_its_remains_are_gone() {
         let last = failed.stages.last().unwrap();
         assert_eq!(last.name, StageName::Destroying);
     }
+}
+
+/// Its desktop boots, another one than `before`.
+async fn boots(house: &House, mine: &Mine, before: Option<DesktopName>) -> Option<DesktopName> {
+    until("it boots", async || {
+        let session = house.get(mine).await;
+        assert!(!session.phase.is_final(), "{session:?}");
+        let boots = session.stages.last().unwrap().name == StageName::Booting;
+        (boots && session.desktop != before).then_some(session.desktop)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_desktop_that_hangs_is_replaced_by_another() {
+    let house = House::new().await;
+    house.machines.inject(Fault::BootHangs, None);
+    let mine = house.create().await;
+    let first = boots(&house, &mine, None).await;
+    house.clock.advance(Duration::from_secs(80));
+    let beat = house.client.heartbeat(mine.id, &mine.secret, BEAT).await;
+    beat.unwrap();
+    house.clock.advance(Duration::from_secs(80));
+    assert_eq!(boots(&house, &mine, None).await, first);
+    let beat = house.client.heartbeat(mine.id, &mine.secret, BEAT).await;
+    beat.unwrap();
+    house.clock.advance(Duration::from_secs(20));
+    boots(&house, &mine, first).await;
+    house.machines.inject(Fault::None, None);
+    house.reaches(&mine, SessionPhase::Ready).await;
+    assert_eq!(house.machines.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_for_a_moment_is_tried_again() {
+    for (times, end) in [(2, SessionPhase::Ready), (3, SessionPhase::Failed)] {
+        let house = House::new().await;
+        house.machines.inject(Fault::CreateBusy, Some(times));
+        let mine = house.create().await;
+        let session = house.reaches(&mine, end).await;
+        let told = session.failure.map(|f| f.problem.detail);
+        assert_eq!(
+            told.is_some_and(|told| told.contains("has the lock")),
+            end == SessionPhase::Failed
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_room_a_session_waits_until_another_s_desktop_is_gone() {
+    let house = House::new().await;
+    let (first, _) = house.ready().await;
+    house.machines.inject(Fault::NoRoom, None);
+    let second = house.create().await;
+    until(
+        "it was tried, and waits again at the first place",
+        async || {
+            let events = house.control.shared.store.events_after(second.id, 0);
+            let events = events.await.unwrap();
+            let tried = |e: &SessionEvent| e.session.phase == SessionPhase::Preparing;
+            let last = &events.last()?.session;
+            let waits = (last.phase, last.queue_position) == (SessionPhase::Queued, Some(1));
+            (waits && events.iter().any(tried)).then_some(())
+        },
+    )
+    .await;
+    until("what there was of its desktop is gone", async || {
+        (house.machines.list().await.unwrap().len() == 1).then_some(())
+    })
+    .await;
+    house.machines.inject(Fault::None, None);
+    house.client.destroy(first.id, &first.secret).await.unwrap();
+    house.reaches(&second, SessionPhase::Ready).await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_made_can_be_looked_at() {
+    let limits = Limits {
+        keep_failed_s: 3_600,
+        ..Limits::default()
+    };
+    let house = House::with(limits, quick()).await;
+    house.machines.inject(Fault::CreateFails, None);
+    let mine = house.create().await;
+    let ending = house.reaches(&mine, SessionPhase::Ending).await;
+    assert!(ending.failure.is_some());
+    house.clock.advance(Duration::from_secs(3_500));
+    assert_eq!(house.machines.list().await.unwrap().len(), 1);
+    house.clock.advance(Duration::from_secs(100));
+    house.reaches(&mine, SessionPhase::Failed).await;
+    house.nothing_is_left().await;
 }
 
 #[tokio::test]

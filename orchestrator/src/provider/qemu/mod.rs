@@ -525,7 +525,7 @@ impl Qemu {
             .into_iter()
             .find(|other| *other != name && self.machine(*other).rdp == address)
         {
-            Some(other) => Err(ProviderError::NoCapacity(format!(
+            Some(other) => Err(ProviderError::Busy(format!(
                 "the address {address} is still in use by {other}"
             ))),
             None => Ok(()),

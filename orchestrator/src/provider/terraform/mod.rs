@@ -33,7 +33,7 @@ use crate::pve::{
     Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, VmId,
 };
 use crate::secret::{self, Secrets};
-use crate::store::machines::{Machines, Reserved};
+use crate::store::machines::{Machines, Reserved, Reserving};
 use crate::trust::Trust;
 use anyhow::Context;
 use async_trait::async_trait;
@@ -62,6 +62,8 @@ const CHECKED_ILL: Duration = Duration::from_secs(3);
 const TASK: Duration = Duration::from_secs(120);
 /// A machine whose clone was asked for a moment before its run was killed shows within this.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// Between two looks at what is being cloned.
+const CLONE_LOOK: Duration = Duration::from_secs(1);
 /// Until an agent that is there has called.
 const CALL: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a guest agent, each of which costs the API a call.
@@ -116,6 +118,8 @@ pub struct ProxmoxConfig {
     pub template: u32,
     /// The storage of the template's disks.
     pub storage: String,
+    /// So many clones are made on it at a time; more wait. Proxmox VE lets one wait 10 s for a storage's lock, and then fails it.
+    pub clones: u32,
     /// The network bridge.
     pub bridge: String,
     /// The SDN zone of the bridge, whose permissions the token needs.
@@ -136,6 +140,7 @@ impl Default for ProxmoxConfig {
             fingerprint: None,
             template: 0,
             storage: String::new(),
+            clones: 2,
             bridge: "vmbr2".to_owned(),
             zone: "localnetwork".to_owned(),
             pool: None,
@@ -421,8 +426,22 @@ impl Terraform {
             .ok_or_else(|| ProviderError::Failed(format!("{name} does not exist")))
     }
 
+    /// Reserves it on a node, as soon as its storage has a place for another clone. Also where the template is.
     async fn place(&self, spec: &DesktopSpec) -> Result<(Reserved, String), ProviderError> {
         let _one_at_a_time = self.placing.lock().await;
+        loop {
+            let (machine, template_node) = self.choose(spec).await?;
+            let clones = self.config.proxmox.clones;
+            let reserved = self.parts.machines.reserve(&machine, clones).await;
+            match reserved.map_err(of_store)? {
+                Reserving::Done => return Ok((machine, template_node)),
+                Reserving::Taken => return Err(exists(spec.name)),
+                Reserving::Waits => tokio::time::sleep(CLONE_LOOK).await,
+            }
+        }
+    }
+
+    async fn choose(&self, spec: &DesktopSpec) -> Result<(Reserved, String), ProviderError> {
         let seen = self.look().await.map_err(of_pve)?;
         let id = self.id(spec.name);
         if let Some(other) = seen.guests.iter().find(|g| g.vmid == id) {
@@ -449,17 +468,16 @@ impl Terraform {
             storage: &self.site.storage,
             memory_mib: spec.memory_mib,
         };
-        let node = place::place(&cluster, &wanted, |name| self.id(name))
-            .map_err(ProviderError::NoCapacity)?;
+        let node = place::place(&cluster, &wanted, |name| self.id(name)).map_err(|e| match e {
+            place::NoPlace::Now(why) => ProviderError::NoCapacity(why),
+            place::NoPlace::Ever(why) => ProviderError::Unavailable(why),
+        })?;
         let machine = Reserved {
             name: spec.name,
             node: node.to_string(),
             memory_mib: spec.memory_mib,
+            storage: self.site.storage.to_string(),
         };
-        let new = self.parts.machines.reserve(&machine).await;
-        if !new.map_err(of_store)? {
-            return Err(exists(spec.name));
-        }
         Ok((machine, template.node.to_string()))
     }
 
@@ -516,20 +534,41 @@ impl Terraform {
         Ok(environment)
     }
 
+    /// Waits until it is cloned and says so, which leaves the place to another. Never ends.
+    async fn cloned(&self, name: DesktopName) -> std::convert::Infallible {
+        let is_running = |seen: &Seen| {
+            let id = self.id(name);
+            let mut guests = seen.guests.iter();
+            guests.any(|g| g.vmid == id && g.status == Power::Running)
+        };
+        loop {
+            tokio::time::sleep(CLONE_LOOK).await;
+            let running = self.recently().await.is_ok_and(|seen| is_running(&seen));
+            if running && self.parts.machines.cloned(name).await.is_ok() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Waits for the run and for nothing else.
     async fn made(&self, name: DesktopName) -> Result<(), ProviderError> {
         let password = self.parts.secrets.terraform_password(name);
         let secrets = [self.site.secret.clone(), password];
-        let made = self.run(name).wait(&secrets).await;
+        let run = self.run(name);
+        let made = tokio::select! {
+            made = run.wait(&secrets) => made,
+            never = self.cloned(name) => match never {},
+        };
         made.map_err(|why| {
             let program = self.config.program.display();
             let what = format!("{program} did not make {name}: {why}");
-            if Cause::of(&why) == Cause::NoSpace {
-                ProviderError::NoCapacity(what)
-            } else {
-                ProviderError::Failed(what)
+            match Cause::of(&why) {
+                Cause::Locked => ProviderError::Busy(what),
+                Cause::NoSpace => ProviderError::Unavailable(what),
+                _ => ProviderError::Failed(what),
             }
         })?;
+        self.parts.machines.cloned(name).await.map_err(of_store)?;
         // The provider gives up waiting for an address, or a machine that died, without an error.
         self.address(name).await.map(drop)
     }
@@ -861,7 +900,8 @@ fn of_pve(error: PveError) -> ProviderError {
         PveError::Unauthorized { .. }
         | PveError::Forbidden { .. }
         | PveError::Certificate { .. } => ProviderError::Unavailable(text),
-        _ if error.cause() == Cause::NoSpace => ProviderError::NoCapacity(text),
+        _ if error.cause() == Cause::NoSpace => ProviderError::Unavailable(text),
+        _ if matches!(error.retry(), Retry::Again | Retry::Look) => ProviderError::Busy(text),
         _ => ProviderError::Failed(text),
     }
 }

@@ -28,6 +28,15 @@ pub(super) struct Wanted<'a> {
     pub(super) memory_mib: u32,
 }
 
+/// Why no node will do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// They are full, or offline.
+    Now(String),
+    /// None has what is needed; an administrator must act.
+    Ever(String),
+}
+
 /// Whether it tells its memory, how much of that is free, how few machines of ours it has: the highest is chosen.
 type Rank = (bool, u64, Reverse<usize>);
 
@@ -43,13 +52,15 @@ pub(super) fn place(
     cluster: &Cluster<'_>,
     wanted: &Wanted<'_>,
     id: impl Fn(DesktopName) -> VmId,
-) -> Result<NodeName, String> {
+) -> Result<NodeName, NoPlace> {
     let mut refusals = Vec::new();
+    let mut later = false;
     let mut best: Option<(Rank, &NodeName)> = None;
     for node in cluster.nodes {
         let name = &node.node;
         if node.status != NodeState::Online {
             refusals.push(format!("{name} is offline"));
+            later = true;
             continue;
         }
         let storage = cluster
@@ -88,6 +99,7 @@ pub(super) fn place(
             .min((node.maxmem >> 20).saturating_sub(promised));
         if known && free < wanted.memory_mib.into() {
             refusals.push(format!("{name} has {free} MiB of memory left"));
+            later = true;
             continue;
         }
         let rank: Rank = (known, free, Reverse(ours.len()));
@@ -95,15 +107,22 @@ pub(super) fn place(
             best = Some((rank, name));
         }
     }
-    match best {
-        Some((_, node)) => Ok(node.clone()),
-        None if refusals.is_empty() => Err("the cluster shows no node".to_owned()),
-        None => Err(format!(
-            "no node has room for {} MiB: {}",
-            wanted.memory_mib,
-            refusals.join(", ")
-        )),
+    if let Some((_, node)) = best {
+        return Ok(node.clone());
     }
+    if refusals.is_empty() {
+        return Err(NoPlace::Ever("the cluster shows no node".to_owned()));
+    }
+    let why = format!(
+        "no node has room for {} MiB: {}",
+        wanted.memory_mib,
+        refusals.join(", ")
+    );
+    Err(if later {
+        NoPlace::Now(why)
+    } else {
+        NoPlace::Ever(why)
+    })
 }
 
 fn runs(guests: &[GuestLine], id: VmId) -> bool {
@@ -133,6 +152,7 @@ mod tests {
             name: DesktopName::from_number(number).unwrap(),
             node: node.to_owned(),
             memory_mib,
+            storage: "ceph".to_owned(),
         }
     }
 
@@ -145,7 +165,7 @@ mod tests {
         guests: &[GuestLine],
         storages: &[StorageLine],
         reserved: &[Reserved],
-    ) -> Result<String, String> {
+    ) -> Result<String, NoPlace> {
         let cluster = Cluster {
             nodes,
             guests,
@@ -203,11 +223,16 @@ mod tests {
     fn without_room_every_node_s_reason_is_told() {
         let nodes = [node("a", "online", 2), node("b", "offline", 60)];
         let shared = [storage("a", 1), storage("b", 1)];
-        let why = choose(&nodes, &[], &shared, &[]).unwrap_err();
+        let Err(NoPlace::Now(why)) = choose(&nodes, &[], &shared, &[]) else {
+            panic!("there may be room later");
+        };
         assert!(
             why.contains("a has 2048 MiB") && why.contains("b is offline"),
             "{why}"
         );
-        assert!(choose(&[], &[], &[], &[]).is_err());
+        for (nodes, storages) in [(&nodes[..1], &[][..]), (&[], &shared[..])] {
+            let nowhere = choose(nodes, &[], storages, &[]);
+            assert!(matches!(nowhere, Err(NoPlace::Ever(_))), "{nowhere:?}");
+        }
     }
 }
