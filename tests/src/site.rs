@@ -3,10 +3,12 @@
 //! It is a lab and not Proxmox VE: its API is an imitation that knows the official schema, and its machines are emulated.
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
+use crate::lab::Lab;
 use anyhow::{Context, Result, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -36,6 +38,25 @@ pub fn alone(test: &str, body: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
         return tokio::runtime::Runtime::new()?.block_on(body());
     }
     let folder = tempfile::tempdir()?;
+    let arguments = ["--exact", test, "--nocapture", "--include-ignored"].map(OsString::from);
+    let mut command = in_own_network(folder.path(), &arguments)?;
+    let output = command.env(ALONE, test).output();
+    let output = output.context("starting unshare (util-linux)")?;
+    // Shown if this test fails, or by --nocapture.
+    for said in [output.stdout, output.stderr] {
+        println!("{}", String::from_utf8_lossy(&said));
+    }
+    if output.status.success() {
+        return Ok(());
+    }
+    bail!("{test}, alone: {}", output.status)
+}
+
+/// This program with these arguments, in namespaces as [`alone`] makes them; `folder` is for the network's own files.
+///
+/// # Errors
+/// When this program has no path any more.
+pub fn in_own_network(folder: &Path, arguments: &[OsString]) -> Result<Command> {
     let mut command = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
@@ -45,20 +66,36 @@ pub fn alone(test: &str, body: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
         .arg("sh")
         .arg(lab_folder().join("network.sh"))
         .arg(BRIDGE)
-        .arg(folder.path())
+        .arg(folder)
         .arg(std::env::current_exe()?)
-        .args(["--exact", test, "--nocapture", "--include-ignored"])
-        .env(ALONE, test)
+        .args(arguments)
         .stdin(Stdio::null());
-    let output = command.output().context("starting unshare (util-linux)")?;
-    // Shown if this test fails, or by --nocapture.
-    for said in [output.stdout, output.stderr] {
-        println!("{}", String::from_utf8_lossy(&said));
+    Ok(command)
+}
+
+/// The processes of Terraform or OpenTofu that make a desktop for the lab's orchestrator; not those that initialise a module.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn applying(lab: &Lab) -> Result<Vec<u32>> {
+    let mut running = lab.running("tofu")?;
+    running.retain(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == b"apply")
+    });
+    Ok(running)
+}
+
+/// Kills a process that may have ended meanwhile.
+///
+/// # Errors
+/// When it may not be killed.
+pub fn kill(pid: u32) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+        Err(nix::errno::Errno::ESRCH) => Ok(()),
+        other => Ok(other?),
     }
-    if output.status.success() {
-        return Ok(());
-    }
-    bail!("{test}, alone: {}", output.status)
 }
 
 fn lab_folder() -> PathBuf {
@@ -87,7 +124,24 @@ pub struct Site {
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     folder: tempfile::TempDir,
+    python: OsString,
+    config: Value,
     port: u16,
+}
+
+/// Starts the lab that `folder` has the configuration of.
+fn spawn(python: &OsStr, folder: &Path) -> Result<(Child, ChildStdin, BufReader<ChildStdout>)> {
+    let mut process = Command::new(python)
+        .arg(lab_folder().join("lab.py"))
+        .arg(folder.join("config.json"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(folder.join("stderr"))?)
+        .spawn()
+        .context("starting the Python that MAYFLY_FAKEPVE names")?;
+    let orders = process.stdin.take().context("no standard input")?;
+    let answers = process.stdout.take().context("no standard output")?;
+    Ok((process, orders, BufReader::new(answers)))
 }
 
 impl Site {
@@ -116,29 +170,42 @@ impl Site {
         }
         fs::create_dir(path("lab"))?;
         fs::write(path("config.json"), config.to_string())?;
-        let mut process = Command::new(python)
-            .arg(lab_folder().join("lab.py"))
-            .arg(path("config.json"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(path("stderr"))?)
-            .spawn()
-            .context("starting the Python that MAYFLY_FAKEPVE names")?;
-        let orders = process.stdin.take().context("no standard input")?;
-        let answers = BufReader::new(process.stdout.take().context("no standard output")?);
+        let (process, orders, answers) = spawn(&python, folder.path())?;
         let mut site = Self {
             process,
             orders,
             answers,
             folder,
+            python,
+            config,
             port: 0,
         };
-        let first = site.answer()?;
-        site.port = first["port"]
+        site.listens()?;
+        Ok(site)
+    }
+
+    fn listens(&mut self) -> Result<()> {
+        let first = self.answer()?;
+        self.port = first["port"]
             .as_u64()
             .and_then(|port| port.try_into().ok())
             .with_context(|| format!("the lab said {first}"))?;
-        Ok(site)
+        Ok(())
+    }
+
+    /// It loses its power, and has it again: whatever it was doing is cut off, its machines do not run. What it had is there again
+    /// if it was started with `keep_state`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn loses_power(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.config["port"] = self.port.into();
+        let file = self.folder.path().join("config.json");
+        fs::write(file, self.config.to_string())?;
+        (self.process, self.orders, self.answers) = spawn(&self.python, self.folder.path())?;
+        self.listens()
     }
 
     fn answer(&mut self) -> Result<Value> {

@@ -10,7 +10,7 @@ use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::lab::{Desk, Lab, Orchestrator, Provider, image_folder, until};
 use mayfly_tests::realm::Realm;
 use mayfly_tests::sessions::{END, Held};
-use mayfly_tests::site::{FIRST_VM_ID, Site, alone};
+use mayfly_tests::site::{FIRST_VM_ID, Site, alone, kill};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -177,7 +177,9 @@ async fn whole_chain() -> Result<()> {
     store.close().await;
     ensure!(reserved.is_empty(), "reserved: {reserved:?}");
     story.tell("nothing is left");
-    for secret in ["alice", "svc-mayfly"] {
+    by_script(&mut site, &lab, &desk, &orchestrator, &realm).await?;
+    story.tell("bob's session by the prototype's calls, from the request to gone");
+    for secret in ["alice", "bob", "svc-mayfly"] {
         let password = realm.password(secret)?;
         ensure!(!told(&lab, &password)?, "the password of {secret} was told");
     }
@@ -187,6 +189,48 @@ async fn whole_chain() -> Result<()> {
         serde_json::to_string_pretty(&report)?,
     )?;
     Ok(())
+}
+
+/// Somebody else's session, by a script that knows the prototype's calls alone.
+async fn by_script(
+    site: &mut Site,
+    lab: &Lab,
+    desk: &Desk,
+    orchestrator: &Orchestrator,
+    realm: &Realm,
+) -> Result<()> {
+    let file = lab.path("tmp").join("password");
+    std::fs::write(&file, realm.password("bob")?)?;
+    let mut command = lab.command("sh");
+    desk.environment(&mut command);
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/prototype.sh"))
+        .args([orchestrator.url(), "bob"])
+        .arg(&file);
+    let mut script = lab.start("prototype", command)?;
+    until("XFCE runs as bob", LOGIN, async || {
+        script.must_run()?;
+        let machine = site.machines()?.into_iter().find(|m| m.running);
+        let Some(machine) =
+            machine.filter(|_| lab.running("xfreerdp").is_ok_and(|r| !r.is_empty()))
+        else {
+            return Ok(None);
+        };
+        let panel = site.shell(machine.vmid, "pgrep -u bob -x xfce4-panel || true")?;
+        Ok((!panel.is_empty()).then_some(()))
+    })
+    .await?;
+    for pid in lab.running("xfreerdp")? {
+        kill(pid)?;
+    }
+    let exit = script.exit(END).await?;
+    ensure!(exit.success(), "{exit}: {}", script.last_words());
+    std::fs::remove_file(&file)?;
+    let machines = site.machines()?;
+    ensure!(machines.is_empty(), "the site has {machines:?}");
+    let accounts = realm.accounts()?;
+    ensure!(accounts.is_empty(), "the domain has {accounts:?}");
+    lab.nothing_is_left()
 }
 
 /// Whether it is in a log or a file of the state.

@@ -20,7 +20,7 @@ use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
 use mayfly_tests::realm::Realm;
 use mayfly_tests::sessions::{END, Held, READY};
-use mayfly_tests::site::{AGENTS, FIRST_VM_ID, Site, TOKEN, alone};
+use mayfly_tests::site::{AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, kill};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -55,16 +55,6 @@ impl Here {
         store.close().await;
         ensure!(reserved.is_empty(), "reserved: {reserved:?}");
         Ok(())
-    }
-
-    /// The process that makes a desktop; not the one that initialises the module.
-    fn terraform(&self) -> Result<Vec<u32>> {
-        let mut running = self.lab.running("tofu")?;
-        running.retain(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"apply")
-        });
-        Ok(running)
     }
 }
 
@@ -211,13 +201,13 @@ fn an_orchestrator_killed_while_terraform_runs_takes_up_the_run() -> Result<()> 
                 Here::start("proxmox adopt", "", json!({"delays": {"agent": 3}})).await?;
             let held = Held::create(&here.orchestrator).await?;
             until("Terraform runs", READY, async || {
-                Ok((!here.terraform()?.is_empty()).then_some(()))
+                Ok((!applying(&here.lab)?.is_empty()).then_some(()))
             })
             .await?;
             let before = held.get(&here.orchestrator).await?.desktop;
             here.orchestrator.crash().await?;
             ensure!(
-                !here.terraform()?.is_empty(),
+                !applying(&here.lab)?.is_empty(),
                 "it went with its orchestrator"
             );
             here.orchestrator.start_again(&here.lab).await?;
@@ -246,7 +236,7 @@ fn a_terraform_that_is_killed_is_told_and_nothing_is_left() -> Result<()> {
                 let held = Held::create(&here.orchestrator).await?;
                 until(wanted, READY, async || {
                     let machines = here.site.machines()?;
-                    let running = here.terraform()?;
+                    let running = applying(&here.lab)?;
                     Ok(match wanted {
                         "run" => !running.is_empty(),
                         "machine" => !machines.is_empty(),
@@ -256,7 +246,7 @@ fn a_terraform_that_is_killed_is_told_and_nothing_is_left() -> Result<()> {
                 })
                 .await?;
                 // Alone: its provider goes on for a while, and what it made is in no state.
-                for pid in here.terraform()? {
+                for pid in applying(&here.lab)? {
                     kill(pid)?;
                 }
                 let ended = held.ended(&here.orchestrator).await?;
@@ -273,14 +263,6 @@ fn a_terraform_that_is_killed_is_told_and_nothing_is_left() -> Result<()> {
             Ok(())
         },
     )
-}
-
-fn kill(pid: u32) -> Result<()> {
-    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-    match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-        Err(nix::errno::Errno::ESRCH) => Ok(()),
-        other => Ok(other?),
-    }
 }
 
 #[test]
@@ -390,6 +372,50 @@ fn without_room_a_session_waits_in_the_queue() -> Result<()> {
         second.destroyed(&here.orchestrator).await?;
         here.nothing_is_left().await
     })
+}
+
+#[test]
+fn a_site_that_loses_its_power_at_any_moment_keeps_nothing_of_ours() -> Result<()> {
+    alone(
+        "a_site_that_loses_its_power_at_any_moment_keeps_nothing_of_ours",
+        async || {
+            let slow = json!({"keep_state": true, "delays": {"allocate": 2, "qmdestroy": 2}});
+            let mut here = Here::start("proxmox power", "", slow).await?;
+            for moment in ["cloned", "booted", "destroyed"] {
+                let held = Held::create(&here.orchestrator).await?;
+                if moment == "destroyed" {
+                    held.ready(&here.orchestrator).await?;
+                    let client = here.orchestrator.client();
+                    client.destroy(held.id, &held.secret).await?;
+                }
+                until(moment, READY, async || {
+                    let machines = here.site.machines()?;
+                    Ok(match moment {
+                        "cloned" => !machines.is_empty(),
+                        "booted" => machines.iter().any(|m| m.running),
+                        _ => machines.iter().all(|m| !m.running),
+                    }
+                    .then_some(()))
+                })
+                .await?;
+                here.site.loses_power()?;
+                if moment == "cloned" {
+                    // Only root may: docs/proxmox.md tells the administrator.
+                    for machine in here.site.machines()? {
+                        here.site.order(&json!({"do": ["unlock", machine.vmid]}))?;
+                    }
+                }
+                if moment != "destroyed" {
+                    held.destroyed(&here.orchestrator).await?;
+                }
+                held.ended(&here.orchestrator).await?;
+                here.nothing_is_left()
+                    .await
+                    .with_context(|| format!("it was {moment}"))?;
+            }
+            Ok(())
+        },
+    )
 }
 
 /// How often the site was asked for all there is: nodes, storages, virtual machines.

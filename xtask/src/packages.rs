@@ -139,6 +139,8 @@ const NEEDS: &[Need] = &[
     need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),
+    need(Test, &["curl"], "a script of the prototype's time"),
+    need(Test, &["jq"], "a script of the prototype's time"),
     need(Test, &["fonts-dejavu-core"], "letters in the windows"),
     need(Test, &["mmdebstrap"], "fetches the micro guest's parts"),
     need(Cross, &["gcc-mingw-w64-x86-64"], "links the Windows build").or(NOT_CROSS),

@@ -6,13 +6,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use mayfly_api::{SessionPhase, StageName};
-use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder};
+use mayfly_api::{Session, SessionPhase, StageName};
+use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder, until};
 use mayfly_tests::machine;
-use mayfly_tests::sessions::Held;
-use serde::Serialize;
+use mayfly_tests::sessions::{Held, READY};
+use mayfly_tests::site::{self, Site, in_own_network};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,10 +36,16 @@ struct Args {
     /// The commit that is tested; given by `cargo xtask soak`
     #[arg(long)]
     commit: Option<String>,
+    /// Only the part on the PVE lab, in a network of its own; its points go to this file
+    #[arg(long, hide = true)]
+    on_site: Option<PathBuf>,
 }
 
+/// Many desktops at once are ready within this, emulated.
+const MANY: Duration = Duration::from_secs(1800);
+
 /// What was shown, and what it took.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Point {
     point: String,
     ms: u64,
@@ -52,6 +60,11 @@ async fn main() -> Result<()> {
         points: Vec::new(),
         chaos: Value::Null,
     };
+    if let Some(file) = &args.on_site {
+        let outcome = soak.on_site(args.desktops).await;
+        std::fs::write(file, serde_json::to_string(&soak.points)?)?;
+        return outcome;
+    }
     let machine = machine::facts()?;
     let outcome = soak.run(&args, seed).await;
     let report = json!({
@@ -71,6 +84,50 @@ async fn main() -> Result<()> {
     outcome
 }
 
+/// Where desktops are made, and what is asked whether anything is left.
+struct Place {
+    lab: Lab,
+    orchestrator: Orchestrator,
+    /// None: on this machine.
+    site: Option<Site>,
+}
+
+impl Place {
+    async fn on_this_machine(name: &str) -> Result<Self> {
+        let lab = Lab::new(name)?;
+        let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
+        let orchestrator = Orchestrator::start(&lab, &provider, LIMITS).await?;
+        Ok(Self {
+            lab,
+            orchestrator,
+            site: None,
+        })
+    }
+
+    async fn on_a_site(name: &str, limits: &str) -> Result<Self> {
+        let site = Site::start(&image_folder("MAYFLY_DESKTOP_IMAGE")?, json!({}))?;
+        let lab = Lab::new(name)?;
+        let provider = Provider::Terraform(site.configuration()?);
+        let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
+        Ok(Self {
+            lab,
+            orchestrator,
+            site: Some(site),
+        })
+    }
+
+    fn nothing_is_left(&mut self) -> Result<()> {
+        if let Some(site) = &mut self.site {
+            let machines = site.machines()?;
+            ensure!(machines.is_empty(), "the site has {machines:?}");
+        }
+        self.lab.nothing_is_left()
+    }
+}
+
+/// Whoever leaves is followed soon.
+const LIMITS: &str = "idle_s = 20";
+
 struct Soak {
     points: Vec<Point>,
     chaos: Value,
@@ -78,94 +135,170 @@ struct Soak {
 
 impl Soak {
     async fn run(&mut self, args: &Args, seed: u64) -> Result<()> {
-        self.cancels().await.context("cancel")?;
-        self.kills().await.context("kill")?;
-        self.many(args.desktops).await.context("many at once")?;
+        self.cancels(Place::on_this_machine("soak cancel").await?)
+            .await
+            .context("cancel")?;
+        self.kills(Place::on_this_machine("soak kill").await?)
+            .await
+            .context("kill")?;
+        self.many(Place::on_this_machine("soak many").await?, args.desktops)
+            .await
+            .context("many at once")?;
+        self.elsewhere(args).context("on the PVE lab")?;
         let length = Duration::from_secs(args.minutes * 60);
         self.chaos(length, seed).await.context("chaos")
     }
 
-    fn shown(&mut self, lab: &Lab, point: String, since: Instant) -> Result<()> {
+    /// Runs [`Soak::on_site`] in a network of its own.
+    fn elsewhere(&mut self, args: &Args) -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("points.json");
+        let mut arguments: Vec<OsString> = vec!["--on-site".into(), file.clone().into()];
+        arguments.extend(["--desktops".into(), args.desktops.to_string().into()]);
+        let status = in_own_network(folder.path(), &arguments)?.status()?;
+        if let Ok(points) = std::fs::read(&file) {
+            self.points
+                .extend(serde_json::from_slice::<Vec<Point>>(&points)?);
+        }
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
+
+    async fn on_site(&mut self, desktops: usize) -> Result<()> {
+        self.cancels(Place::on_a_site("soak site cancel", LIMITS).await?)
+            .await
+            .context("cancel")?;
+        self.kills(Place::on_a_site("soak site kill", LIMITS).await?)
+            .await
+            .context("kill")?;
+        self.terraform_kills().await.context("kill of Terraform")?;
+        let limits = format!("{LIMITS}\nconcurrent_creates = {desktops}");
+        self.many(Place::on_a_site("soak site many", &limits).await?, desktops)
+            .await
+            .context("many at once")
+    }
+
+    fn shown(&mut self, place: &mut Place, point: &str, since: Instant) -> Result<()> {
         let ms = u64::try_from(since.elapsed().as_millis())?;
-        println!("{:>8.1} s  {point}", since.elapsed().as_secs_f64());
-        let left = lab.nothing_is_left();
+        let on = if place.site.is_some() {
+            "on the PVE lab: "
+        } else {
+            ""
+        };
+        println!("{:>8.1} s  {on}{point}", since.elapsed().as_secs_f64());
+        let left = place.nothing_is_left();
         let leftovers = left.as_ref().err().map(ToString::to_string);
         self.points.push(Point {
-            point,
+            point: format!("{on}{point}"),
             ms,
             leftovers: leftovers.into_iter().collect(),
         });
         left
     }
 
-    async fn cancels(&mut self) -> Result<()> {
-        let lab = Lab::new("soak cancel")?;
-        let orchestrator = start(&lab).await?;
+    async fn cancels(&mut self, mut place: Place) -> Result<()> {
         for stage in StageName::CREATE {
-            let held = Held::create(&orchestrator).await?;
-            held.reach(&orchestrator, stage).await?;
+            let held = Held::create(&place.orchestrator).await?;
+            held.reach(&place.orchestrator, stage).await?;
             let since = Instant::now();
-            let ended = held.destroyed(&orchestrator).await?;
+            let ended = held.destroyed(&place.orchestrator).await?;
             ensure!(ended.phase == SessionPhase::Ended, "{ended:?}");
-            self.shown(&lab, format!("cancelled in {stage:?}"), since)?;
+            self.shown(&mut place, &format!("cancelled in {stage:?}"), since)?;
         }
         Ok(())
     }
 
-    async fn kills(&mut self) -> Result<()> {
-        let lab = Lab::new("soak kill")?;
-        let mut orchestrator = start(&lab).await?;
+    async fn kills(&mut self, mut place: Place) -> Result<()> {
         for stage in StageName::CREATE {
-            let held = Held::create(&orchestrator).await?;
-            held.reach(&orchestrator, stage).await?;
+            let held = Held::create(&place.orchestrator).await?;
+            held.reach(&place.orchestrator, stage).await?;
             let since = Instant::now();
-            orchestrator.crash().await?;
-            orchestrator.start_again(&lab).await?;
-            held.ready(&orchestrator).await?;
-            orchestrator.client().destroy(held.id, &held.secret).await?;
-            orchestrator.crash().await?;
-            orchestrator.start_again(&lab).await?;
-            let ended = held.ended(&orchestrator).await?;
+            place.orchestrator.crash().await?;
+            place.orchestrator.start_again(&place.lab).await?;
+            held.ready(&place.orchestrator).await?;
+            let client = place.orchestrator.client();
+            client.destroy(held.id, &held.secret).await?;
+            place.orchestrator.crash().await?;
+            place.orchestrator.start_again(&place.lab).await?;
+            let ended = held.ended(&place.orchestrator).await?;
             ensure!(ended.phase == SessionPhase::Ended, "{ended:?}");
             let point = format!("orchestrator killed in {stage:?} and again while it destroys");
-            self.shown(&lab, point, since)?;
+            self.shown(&mut place, &point, since)?;
         }
         Ok(())
     }
 
-    async fn many(&mut self, count: usize) -> Result<()> {
-        let lab = Lab::new("soak many")?;
-        let orchestrator = start(&lab).await?;
+    /// Terraform killed when its run has begun, when there is a machine, and when that runs.
+    async fn terraform_kills(&mut self) -> Result<()> {
+        let mut place = Place::on_a_site("soak site terraform", LIMITS).await?;
+        for wanted in ["began", "cloned", "booted"] {
+            let held = Held::create(&place.orchestrator).await?;
+            let Place { lab, site, .. } = &mut place;
+            let site = site.as_mut().context("a site")?;
+            until(wanted, READY, async || {
+                let machines = site.machines()?;
+                Ok(match wanted {
+                    "began" => !site::applying(lab)?.is_empty(),
+                    "cloned" => !machines.is_empty(),
+                    _ => machines.iter().any(|m| m.running),
+                }
+                .then_some(()))
+            })
+            .await?;
+            let since = Instant::now();
+            for pid in site::applying(lab)? {
+                site::kill(pid)?;
+            }
+            let ended = held.ended(&place.orchestrator).await?;
+            ensure!(ended.phase == SessionPhase::Failed, "{ended:?}");
+            let point = format!("Terraform killed after it {wanted}");
+            self.shown(&mut place, &point, since)?;
+        }
+        Ok(())
+    }
+
+    async fn many(&mut self, mut place: Place, count: usize) -> Result<()> {
         let since = Instant::now();
         let mut all = Vec::new();
         for _ in 0..count {
-            all.push(Held::create(&orchestrator).await?);
+            all.push(Held::create(&place.orchestrator).await?);
         }
         let mut addresses = BTreeSet::new();
         for held in &all {
-            let session = held.ready(&orchestrator).await?;
+            // The last waits for all others.
+            let ready = |s: &Session| s.phase.is_usable() || s.phase.is_final();
+            let session = held
+                .until(&place.orchestrator, "it is ready", MANY, ready)
+                .await?;
+            ensure!(session.phase == SessionPhase::Ready, "{session:?}");
             addresses.insert(session.rdp.context("ready without an address")?.address);
-            held.call(&orchestrator).await?;
+            held.call(&place.orchestrator).await?;
         }
         ensure!(
             addresses.len() == count,
             "{count} desktops at {addresses:?}"
         );
+        if let Some(site) = &mut place.site {
+            let clones = site.order(&json!({"get": ["pve", "most_clones"]}))?;
+            ensure!(
+                clones.as_u64().is_some_and(|most| (1..=2).contains(&most)),
+                "{clones} clones at once"
+            );
+        }
         let ready = since.elapsed().as_secs();
         for held in &all {
-            held.destroyed(&orchestrator).await?;
+            held.destroyed(&place.orchestrator).await?;
         }
         let point = format!("{count} asked for at once, all ready after {ready} s, destroyed");
-        self.shown(&lab, point, since)
+        self.shown(&mut place, &point, since)
     }
 
     async fn chaos(&mut self, length: Duration, seed: u64) -> Result<()> {
-        let lab = Lab::new("soak chaos")?;
+        let place = Place::on_this_machine("soak chaos").await?;
         let mut chaos = Chaos {
             random: fastrand::Rng::with_seed(seed),
-            orchestrator: start(&lab).await?,
-            desk: Desk::start(&lab).await?,
-            lab: &lab,
+            desk: Desk::start(&place.lab).await?,
+            place,
             live: Vec::new(),
             done: BTreeMap::new(),
         };
@@ -177,32 +310,32 @@ impl Soak {
         let outcome = chaos.end().await;
         self.chaos = json!({"minutes": length.as_secs() / 60, "done": chaos.done});
         outcome?;
-        self.shown(&lab, format!("chaos of {} s", length.as_secs()), since)
+        let Chaos {
+            desk, mut place, ..
+        } = chaos;
+        let point = format!("chaos of {} s", length.as_secs());
+        self.shown(&mut place, &point, since)?;
+        drop(desk);
+        Ok(())
     }
 }
 
-async fn start(lab: &Lab) -> Result<Orchestrator> {
-    let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
-    Orchestrator::start(lab, &provider, "idle_s = 20").await
-}
-
 /// People come and go, and everything that can be killed is.
-struct Chaos<'a> {
+struct Chaos {
     random: fastrand::Rng,
-    orchestrator: Orchestrator,
     desk: Desk,
-    lab: &'a Lab,
+    place: Place,
     live: Vec<(Held, Option<Process>)>,
     done: BTreeMap<&'static str, u32>,
 }
 
-impl Chaos<'_> {
+impl Chaos {
     async fn step(&mut self) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(self.random.u64(0..4000))).await;
         // Whoever has ended makes room.
         let mut live = Vec::new();
         for (held, viewer) in std::mem::take(&mut self.live) {
-            if !held.get(&self.orchestrator).await?.phase.is_final() {
+            if !held.get(&self.place.orchestrator).await?.phase.is_final() {
                 live.push((held, viewer));
             }
         }
@@ -214,7 +347,7 @@ impl Chaos<'_> {
         // A desktop needs some seconds of peace to be made: kills are rarer than people.
         let what = match (self.random.u8(0..20), one) {
             (0..=4, _) if self.live.len() < 3 => {
-                let held = Held::create(&self.orchestrator).await?;
+                let held = Held::create(&self.place.orchestrator).await?;
                 self.live.push((held, None));
                 "desktops asked for"
             }
@@ -225,7 +358,8 @@ impl Chaos<'_> {
             }
             (13, Some(one)) => {
                 let held = &self.live[one].0;
-                self.orchestrator
+                self.place
+                    .orchestrator
                     .client()
                     .destroy(held.id, &held.secret)
                     .await?;
@@ -233,8 +367,8 @@ impl Chaos<'_> {
             }
             (14, Some(one)) => self.kill_machine(one).await?,
             (15, _) => {
-                self.orchestrator.crash().await?;
-                self.orchestrator.start_again(self.lab).await?;
+                self.place.orchestrator.crash().await?;
+                self.place.orchestrator.start_again(&self.place.lab).await?;
                 "orchestrators killed"
             }
             _ => return Ok(()),
@@ -246,19 +380,22 @@ impl Chaos<'_> {
 
     async fn view(&mut self, one: usize) -> Result<&'static str> {
         let (held, viewer) = &mut self.live[one];
-        if held.get(&self.orchestrator).await?.phase.is_usable() {
-            *viewer = Some(held.view(self.lab, &self.desk, &self.orchestrator).await?);
+        if held.get(&self.place.orchestrator).await?.phase.is_usable() {
+            *viewer = Some(
+                held.view(&self.place.lab, &self.desk, &self.place.orchestrator)
+                    .await?,
+            );
             return Ok("RDP clients opened");
         }
         Ok("looks")
     }
 
     async fn kill_machine(&mut self, one: usize) -> Result<&'static str> {
-        let session = self.live[one].0.get(&self.orchestrator).await?;
+        let session = self.live[one].0.get(&self.place.orchestrator).await?;
         let Some(name) = session.desktop else {
             return Ok("looks");
         };
-        let folder = self.lab.path("machines").join(name.to_string());
+        let folder = self.place.lab.path("machines").join(name.to_string());
         // Machine, uplink and supervisor name it.
         let killed = Command::new("pkill")
             .args(["-KILL", "-f"])
@@ -276,7 +413,7 @@ impl Chaos<'_> {
     async fn end(&mut self) -> Result<()> {
         for (held, viewer) in std::mem::take(&mut self.live) {
             drop(viewer);
-            held.destroyed(&self.orchestrator).await?;
+            held.destroyed(&self.place.orchestrator).await?;
         }
         Ok(())
     }
