@@ -93,6 +93,9 @@ pub struct Exit {
     pub signal: Option<String>,
     /// When.
     pub at: jiff::Timestamp,
+    /// Processor time of it and of those children that it waited for, in milliseconds (getrusage(2)).
+    #[serde(default)]
+    pub cpu_ms: u64,
 }
 
 /// What there is of a supervised child.
@@ -362,6 +365,7 @@ pub fn run(command: &SuperviseCommand) -> anyhow::Result<()> {
             Signal::try_from(number).map_or_else(|_| number.to_string(), |s| s.to_string())
         }),
         at: jiff::Timestamp::now(),
+        cpu_ms: cpu_of_children()?,
     };
     // The folder may have been removed meanwhile; then nobody wants to know.
     if command.record.exists() {
@@ -462,4 +466,11 @@ impl Output {
         self.written += bytes.len() as u64;
         self.file.write_all(bytes)
     }
+}
+
+fn cpu_of_children() -> nix::Result<u64> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN)?;
+    let ms = |time: nix::sys::time::TimeVal| time.tv_sec() * 1000 + time.tv_usec() / 1000;
+    let all = ms(usage.user_time()) + ms(usage.system_time());
+    Ok(u64::try_from(all).unwrap_or_default())
 }

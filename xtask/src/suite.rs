@@ -251,6 +251,8 @@ pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
         let build = "build --workspace --bins --release --locked";
         run::run(&mut house.cargo(build.split(' ')))?;
         suite.programs = house.target.join("release");
+        suite.fakepve()?;
+        suite.terraform()?;
         run::run(&mut suite.reporter("bench", &args.arguments)?)
     })
 }

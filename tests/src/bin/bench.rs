@@ -5,10 +5,13 @@
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use mayfly_api::{CreateSession, SessionId, SessionPhase};
+use mayfly_orchestrator::supervise::{Status, Supervised};
 use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
 use mayfly_tests::machine;
 use mayfly_tests::sessions::Held;
+use mayfly_tests::site::{Site, in_own_network};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// One step of a desktop's life takes less, emulated, on a busy machine.
@@ -24,16 +27,23 @@ struct Args {
     /// Where bench.json goes; given by `cargo xtask bench`
     #[arg(long)]
     reports: Option<std::path::PathBuf>,
+    /// Only the part on the PVE lab, in a network of its own; its figures go to this file
+    #[arg(long, hide = true)]
+    on_site: Option<std::path::PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.runs >= 5, "at least 5 runs make a median");
+    if let Some(file) = &args.on_site {
+        return Ok(std::fs::write(file, site(args.runs).await?.to_string())?);
+    }
     let report = json!({
         "machine": machine::facts()?,
         "runs": args.runs,
         "desktop": desktop(args.runs).await.context("the desktop")?,
+        "terraform": elsewhere(args.runs).context("the PVE lab")?,
         "accept": accept().await.context("accepting sessions")?,
         "launcher": launcher(args.runs).await.context("the launcher")?,
     });
@@ -52,8 +62,7 @@ async fn desktop(runs: usize) -> Result<Value> {
     let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
     let desk = Desk::start(&lab).await?;
     let (mut ready, mut pixel, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-    let mut stages: std::collections::BTreeMap<String, Vec<f64>> =
-        std::collections::BTreeMap::new();
+    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..runs {
         let begin = Instant::now();
         let held = Held::create(&orchestrator).await?;
@@ -84,7 +93,7 @@ async fn desktop(runs: usize) -> Result<Value> {
         gone.push(ms(begin));
         lab.nothing_is_left()?;
     }
-    let stages: std::collections::BTreeMap<_, _> = stages
+    let stages: BTreeMap<_, _> = stages
         .into_iter()
         .map(|(name, all)| (name, figures(all)))
         .collect();
@@ -92,6 +101,81 @@ async fn desktop(runs: usize) -> Result<Value> {
         "create_to_ready_ms": figures(ready),
         "of_which_stages_ms": stages,
         "ready_to_first_pixel_ms": figures(pixel),
+        "destroy_to_gone_ms": figures(gone),
+    }))
+}
+
+/// Runs [`site`] in a network of its own.
+fn elsewhere(runs: usize) -> Result<Value> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("figures.json");
+    let arguments = [
+        "--on-site".into(),
+        file.clone().into(),
+        "--runs".into(),
+        runs.to_string().into(),
+    ];
+    let status = in_own_network(folder.path(), &arguments)?.status()?;
+    ensure!(status.success(), "{status}");
+    Ok(serde_json::from_slice(&std::fs::read(&file)?)?)
+}
+
+/// A desktop made by OpenTofu on the PVE lab, from request to gone; beside it how long its machine took to boot, seen from the lab.
+async fn site(runs: usize) -> Result<Value> {
+    let mut site = Site::start(&image_folder("MAYFLY_DESKTOP_IMAGE")?, json!({}))?;
+    let lab = Lab::new("bench site")?;
+    let provider = Provider::Terraform(site.configuration()?);
+    let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
+    let (mut ready, mut boot, mut outside) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut apply, mut gone) = (Vec::new(), Vec::new());
+    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..runs {
+        let begin = Instant::now();
+        let held = Held::create(&orchestrator).await?;
+        let machine = until("its machine runs", BOUND, async || {
+            Ok(site.machines()?.into_iter().find(|m| m.running))
+        })
+        .await?;
+        let started = Instant::now();
+        until("its guest agent answers", BOUND, async || {
+            Ok(site.shell(machine.vmid, "true").ok())
+        })
+        .await?;
+        let booted = ms(started);
+        let session = held.ready(&orchestrator).await?;
+        let all = ms(begin);
+        ready.push(all);
+        boot.push(booted);
+        outside.push(all - booted);
+        for stage in &session.stages {
+            let name = format!("{:?}", stage.name).to_lowercase();
+            let duration = stage.duration_ms.unwrap_or_default();
+            let entry = stages.entry(name).or_default();
+            entry.push(f64::from(u32::try_from(duration)?));
+        }
+        let name = session.desktop.context("a desktop")?.to_string();
+        let run = Supervised::at(&lab.path("state/terraform").join(name)).status();
+        let Status::Exited(exit) = run else {
+            anyhow::bail!("the run of a desktop that is ready is {run:?}");
+        };
+        apply.push(f64::from(u32::try_from(exit.cpu_ms)?));
+
+        let begin = Instant::now();
+        let ended = held.destroyed(&orchestrator).await?;
+        ensure!(ended.phase == SessionPhase::Ended, "{ended:?}");
+        gone.push(ms(begin));
+        lab.nothing_is_left()?;
+    }
+    let stages: BTreeMap<_, _> = stages
+        .into_iter()
+        .map(|(name, all)| (name, figures(all)))
+        .collect();
+    Ok(json!({
+        "create_to_ready_ms": figures(ready),
+        "of_which_stages_ms": stages,
+        "of_which_machine_boots_ms": figures(boot),
+        "outside_the_boot_ms": figures(outside),
+        "apply_cpu_ms": figures(apply),
         "destroy_to_gone_ms": figures(gone),
     }))
 }
