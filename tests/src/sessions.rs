@@ -186,8 +186,11 @@ impl Held {
             "/d:".to_owned(),
             format!("/cert:deny,fingerprint:sha256:{}", pairs.join(":")),
             "/sec:tls".to_owned(),
-            "/from-stdin:force".to_owned(),
         ]);
+        // Without a password xrdp's own login window asks for it.
+        if !credentials.password.expose_secret().is_empty() {
+            command.arg("/from-stdin:force");
+        }
         let password = format!("{}\n", credentials.password.expose_secret());
         lab.start_with_input(
             &format!("xfreerdp-{}-{}", credentials.user, self.id),

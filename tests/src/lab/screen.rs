@@ -1,11 +1,12 @@
 //! The screen: a virtual X display that is looked at and typed into.
 
 use super::{Lab, Process, until};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use x11rb::connection::Connection;
 use x11rb::protocol::xproto::{
@@ -255,7 +256,19 @@ impl Screen {
     /// # Errors
     /// When xdotool is missing.
     pub fn type_text(&self, text: &str) -> Result<()> {
-        self.xdotool(&["type", "--delay", "60", text])
+        // Not as an argument: it may be a password.
+        let mut xdotool = Command::new("xdotool")
+            .args(["type", "--delay", "60", "--file", "-"])
+            .env("DISPLAY", &self.display)
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting xdotool (package xdotool)")?;
+        if let Some(mut input) = xdotool.stdin.take() {
+            input.write_all(text.as_bytes())?;
+        }
+        let status = xdotool.wait()?;
+        ensure!(status.success(), "xdotool type: {status}");
+        Ok(())
     }
 
     /// Clicks at a place of the screen.
