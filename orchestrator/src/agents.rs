@@ -19,7 +19,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +34,8 @@ use tracing::{debug, warn};
 
 /// So many connections may be unbelieved at a time.
 const UNBELIEVED: usize = 256;
+/// So many of them from one address: a desktop has one agent, but several may be behind one address.
+const UNBELIEVED_EACH: usize = 16;
 /// A handshake and a call take less.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A call is some 200 bytes.
@@ -170,6 +172,37 @@ impl Agents {
     }
 }
 
+/// How many unbelieved connections there are from each address.
+type Unbelieved = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One of them, for as long as this lives.
+struct Counted(Unbelieved, IpAddr);
+
+impl Counted {
+    /// `None`: there are too many from there already.
+    fn one_more(all: &Unbelieved, from: IpAddr) -> Option<Self> {
+        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(from).or_default();
+        if *count >= UNBELIEVED_EACH {
+            return None;
+        }
+        *count += 1;
+        Some(Self(all.clone(), from))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
 async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
@@ -177,22 +210,27 @@ async fn accept(
     callers: Arc<dyn Callers>,
 ) {
     let places = Arc::new(Semaphore::new(UNBELIEVED));
+    let unbelieved = Unbelieved::default();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
+        let (socket, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "an agent's connection could not be taken");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
+        let Some(counted) = Counted::one_more(&unbelieved, from.ip()) else {
+            debug!(%from, "too many callers from there that say nothing");
+            continue;
+        };
         let (tls, agents, callers) = (tls.clone(), agents.clone(), callers.clone());
         tokio::spawn(async move {
             let answered = tokio::time::timeout(PATIENCE, answer(socket, tls, &*callers)).await;
-            drop(place);
+            drop((place, counted));
             match answered {
                 Ok(Ok((name, channel, cut))) => {
                     if let Some(agents) = agents.upgrade() {
@@ -356,6 +394,31 @@ mod tests {
         let mut nothing = [0; 1];
         assert!(matches!(stranger.read(&mut nothing).await, Ok(0) | Err(_)));
         assert!(agents.waiting().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_every_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = agents(folder.path()).await;
+        let address = &agents.line().address;
+        let mut silent = Vec::new();
+        for _ in 0..UNBELIEVED_EACH {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut one_more = TcpStream::connect(address).await.unwrap();
+        let mut nothing = [0; 1];
+        assert!(matches!(one_more.read(&mut nothing).await, Ok(0) | Err(_)));
+        let heard = tokio::time::timeout(Duration::from_millis(100), silent[0].read(&mut nothing));
+        assert!(heard.await.is_err(), "the others are still waited for");
+        drop(silent);
+        // They were seen to go: the next is heard.
+        loop {
+            let mut next = TcpStream::connect(address).await.unwrap();
+            let heard = tokio::time::timeout(Duration::from_millis(100), next.read(&mut nothing));
+            if heard.await.is_err() {
+                break;
+            }
+        }
     }
 
     #[tokio::test]
