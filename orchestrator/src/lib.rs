@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod domain;
 pub mod http;
 pub mod image;
+pub mod last_words;
 pub mod process;
 pub mod provider;
 pub mod pve;

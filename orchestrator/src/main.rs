@@ -5,7 +5,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mayfly_orchestrator::config::Config;
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
-use mayfly_orchestrator::{doctor, image, serve, supervise};
+use mayfly_orchestrator::store::words::Whose;
+use mayfly_orchestrator::{doctor, image, last_words, serve, supervise};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Doctor(DoctorCommand),
     /// Brings the database up to date and ends
     Migrate(ConfigFile),
+    /// Shows what a desktop that failed left to read: console, journal, the words of what made it
+    Logs(LogsCommand),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -73,6 +76,14 @@ struct DoctorCommand {
     json: bool,
 }
 
+#[derive(Args)]
+struct LogsCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The id of a session, or the name of a desktop
+    whose: Whose,
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         // These two live as long as a desktop and handle signals themselves: no runtime, no threads before them.
@@ -86,6 +97,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 config.limits.keep_failed_s = 3_600;
             }
             runtime()?.block_on(serve::run(config))?;
+        }
+        Command::Logs(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let text = runtime()?.block_on(last_words::show(&config, command.whose))?;
+            std::io::stdout().write_all(text.as_bytes())?;
         }
         Command::Doctor(command) => return examine(&command),
         Command::Migrate(file) => {

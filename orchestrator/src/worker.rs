@@ -8,6 +8,7 @@ use crate::clock::between;
 use crate::control::Shared;
 use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
+use crate::last_words;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
 use crate::session::Record;
@@ -483,7 +484,13 @@ impl Worker {
                     .as_ref()
                     .is_some_and(|d| d.claimed_at().is_some());
                 let may_have_open_files = used && self.domain(name, record).is_some();
+                let facts = self.facts.as_ref();
+                let failed = facts.is_some_and(|facts| last_words::are_wanted(record, facts));
+                let (shared, session) = (self.shared.clone(), self.id);
                 self.operation.spawn(async move {
+                    if failed {
+                        last_words::keep(shared, &*provider, session, name).await;
+                    }
                     if may_have_open_files
                         && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
                     {

@@ -11,7 +11,7 @@ mod directory;
 pub use directory::{Directory, DirectoryError};
 
 use crate::provider::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError,
+    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
 };
 use crate::secret::{self, Secrets};
 use anyhow::Context;
@@ -152,6 +152,10 @@ impl Provider for Member {
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
         self.machines.rdp_address(name).await
+    }
+
+    async fn last_words(&self, name: DesktopName) -> Vec<Section> {
+        self.machines.last_words(name).await
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {

@@ -78,6 +78,11 @@ async fn assert_gone(world: &dyn World, provider: &dyn Provider, name: DesktopNa
     let listed = provider.list().await.expect("list answers");
     assert!(!listed.contains(&name), "{name} is gone, but listed");
     assert_eq!(world.leftovers(), Vec::<String>::new(), "left of {name}");
+    let words = provider.last_words(name).await;
+    assert!(
+        words.iter().all(|section| section.text.is_empty()),
+        "{name} is gone, and says {words:?}"
+    );
 }
 
 /// Waits until `look` finds something.
@@ -160,6 +165,9 @@ pub async fn a_desktop_lives_and_dies(world: &dyn World) {
         "the agent speaks to a new orchestrator: {heard:?}"
     );
     drop(channel);
+    let words = provider.last_words(name).await;
+    let said = words.iter().any(|section| !section.text.trim().is_empty());
+    assert!(said, "a machine that runs has said something: {words:?}");
 
     provider.destroy(name).await.expect("destroy");
     assert_gone(world, provider.as_ref(), name).await;

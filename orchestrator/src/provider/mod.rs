@@ -98,6 +98,27 @@ pub struct AgentChannel {
     pub to_agent: mpsc::Sender<ToAgent>,
 }
 
+/// A part of what is left to read of a desktop, as it was said: neither bounded nor free of secrets, see [`crate::last_words`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// What it is, in a word: `console`, `journal`.
+    pub title: &'static str,
+    /// What was said. Bytes that are no UTF-8 were replaced.
+    pub text: String,
+}
+
+impl Section {
+    /// Of which only about the last `limit` bytes are kept by whoever wrote it down: if there are so many, the first line is left
+    /// out, which may be the rest of one.
+    fn last(title: &'static str, text: String, limit: usize) -> Self {
+        let text = match text.split_once('\n') {
+            Some((_, rest)) if text.len() >= limit => rest.to_owned(),
+            _ => text,
+        };
+        Self { title, text }
+    }
+}
+
 /// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
 pub type Steps = Arc<dyn Fn(&'static str) -> Result<(), ProviderError> + Send + Sync>;
 
@@ -148,11 +169,38 @@ pub trait Provider: Send + Sync + 'static {
     /// Where the machine's RDP server answers.
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError>;
 
+    /// What can be read of a machine, or of what made it, when it has failed and before it is removed; nothing if there is none.
+    /// Bounded in time and size, and changes nothing. What cannot be had is a section that says why.
+    async fn last_words(&self, _: DesktopName) -> Vec<Section> {
+        Vec::new()
+    }
+
     /// Removes the machine and everything that was made for it.
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError>;
 
     /// Every machine of ours that exists, in whole or in part.
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError>;
+}
+
+/// Shows the end of the journal of what a desktop is made of: agent, RDP server, domain, first boot. The shell bounds its size.
+const JOURNAL: [&str; 3] = [
+    "/bin/sh",
+    "-c",
+    "journalctl --no-pager -q -b -o short-iso -n 4000 -u mayfly-agent -u xrdp -u xrdp-sesman -u sssd \
+     -u cloud-init-local -u cloud-init-main -u cloud-init-network -u cloud-init -u cloud-config -u cloud-final \
+     2>&1 | tail -c 300000",
+];
+/// The size that it bounds it to, in bytes.
+const JOURNAL_BYTES: usize = 300_000;
+/// A guest agent that is slow must not cost the other sections.
+const JOURNAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The section of a journal that [`JOURNAL`] shows.
+async fn journal(shown: impl Future<Output = Result<String, String>>) -> Section {
+    let shown = tokio::time::timeout(JOURNAL_LIMIT, shown).await;
+    let shown = shown.unwrap_or_else(|_| Err("the guest agent does not answer".to_owned()));
+    let shown = shown.unwrap_or_else(|why| format!("It cannot be read: {why}"));
+    Section::last("journal", shown, JOURNAL_BYTES)
 }
 
 /// Locks of desktops, each for as long as somebody has or waits for it.

@@ -7,7 +7,8 @@
 //! * A machine is a file in the provider's folder, so it outlives the process, as a real one does.
 
 use super::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Steps,
+    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
+    Steps,
 };
 use async_trait::async_trait;
 use data_encoding::{BASE64, HEXLOWER};
@@ -16,6 +17,7 @@ use mayfly_api::DesktopName;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -95,6 +97,8 @@ pub enum Fault {
     WrongCertificate,
     /// Removing it fails.
     DestroyFails,
+    /// What it leaves to read never comes.
+    WordsHang,
 }
 
 /// The steps that [`Steps`] is told of.
@@ -479,6 +483,23 @@ impl Provider for Simulated {
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
         self.address(name)
+    }
+
+    /// It tells its password, as no machine should.
+    async fn last_words(&self, name: DesktopName) -> Vec<Section> {
+        if self.strikes(Fault::WordsHang) {
+            std::future::pending::<()>().await;
+        }
+        if !self.file(name).exists() {
+            return Vec::new();
+        }
+        let machines = self.machines();
+        let bootstrap = machines.get(&name).and_then(|m| m.bootstrap.as_ref());
+        let password = bootstrap.map_or("", |b| b.password.expose_secret());
+        vec![Section {
+            title: "console",
+            text: format!("{name} is only pretended\nroot may come in with {password}\n"),
+        }]
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {

@@ -5,8 +5,8 @@
 use super::error::Effect;
 use super::name::{Guest, NodeName, PoolName, VmId};
 use super::reply::{
-    AgentResult, CloneFeature, Config, Done, FileContent, Interface, LogLine, NextId, Permissions,
-    Resource, TaskStatus, Version, VmStatus,
+    AgentResult, CloneFeature, Config, Done, Executed, Execution, FileContent, Interface, LogLine,
+    NextId, Permissions, Resource, TaskLine, TaskStatus, Version, VmStatus,
 };
 use super::upid::Upid;
 use data_encoding::BASE64;
@@ -52,10 +52,12 @@ pub enum Value {
     Number(u64),
     /// Sent as `1` or `0`.
     Flag(bool),
+    /// Texts that are sent one by one under the same name.
+    List(Vec<String>),
 }
 
 impl Value {
-    /// As it is sent, before it is encoded for a URL. Shows secrets.
+    /// As it is sent, before it is encoded for a URL; a list with NUL in between, as Proxmox VE itself writes one. Shows secrets.
     #[must_use]
     pub fn sent(&self) -> String {
         match self {
@@ -63,6 +65,7 @@ impl Value {
             Self::Secret(text) => text.expose_secret().to_owned(),
             Self::Number(number) => number.to_string(),
             Self::Flag(flag) => u8::from(*flag).to_string(),
+            Self::List(texts) => texts.join("\0"),
         }
     }
 }
@@ -173,7 +176,14 @@ impl<T> Call<T> {
             .iter()
             .filter(|(name, _)| !self.in_path(name))
         {
-            form.append_pair(name, &value.sent());
+            match value {
+                Value::List(texts) => {
+                    form.extend_pairs(texts.iter().map(|text| (name, text)));
+                }
+                value => {
+                    form.append_pair(name, &value.sent());
+                }
+            }
         }
         form.finish()
     }
@@ -522,8 +532,34 @@ pub fn agent_read(guest: &Guest, file: &str) -> Call<FileContent> {
         .text("file", file)
 }
 
+/// Starts a program in the guest, as root; [`agent_exec_status`] says what it said. `VM.GuestAgent.Unrestricted`.
+#[must_use]
+pub fn agent_exec(guest: &Guest, command: &[&str]) -> Call<Execution> {
+    let command = command.iter().map(|part| (*part).to_owned()).collect();
+    Call::new(Method::Post, "/nodes/{node}/qemu/{vmid}/agent/exec")
+        .guest(guest)
+        .with("command", Value::List(command))
+}
+
+/// Whether a program of [`agent_exec`] has ended, and what it said. The agent forgets it once that was told.
+#[must_use]
+pub fn agent_exec_status(guest: &Guest, pid: u64) -> Call<Executed> {
+    Call::new(Method::Get, "/nodes/{node}/qemu/{vmid}/agent/exec-status")
+        .guest(guest)
+        .number("pid", pid)
+}
+
 // ─── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 // Who started a task needs no privilege for these.
+
+/// The latest tasks of a guest on its node, the newest first, those that run among them.
+#[must_use]
+pub fn guest_tasks(guest: &Guest, limit: u32) -> Call<Vec<TaskLine>> {
+    Call::new(Method::Get, "/nodes/{node}/tasks")
+        .guest(guest)
+        .text("source", "all")
+        .number("limit", limit)
+}
 
 /// Whether a task runs, or how it ended.
 #[must_use]
@@ -578,6 +614,15 @@ mod tests {
         assert_eq!(
             form,
             "sshkeys=ssh-ed25519%2520AAAA%252B%252F%253D%2520me%2540home"
+        );
+    }
+
+    #[test]
+    fn each_part_of_a_command_is_sent_on_its_own() {
+        let call = agent_exec(&guest(), &["/bin/sh", "-c", "a b; c"]);
+        assert_eq!(
+            call.form(),
+            "command=%2Fbin%2Fsh&command=-c&command=a+b%3B+c"
         );
     }
 

@@ -2,6 +2,7 @@
 //! `true`. What is not known is left out, so that a newer version may say more.
 
 use super::name::{NodeName, PoolName, StorageName, VmId};
+use super::upid::Upid;
 use serde::de::{Error, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -344,6 +345,48 @@ impl std::fmt::Debug for FileContent {
     }
 }
 
+/// `POST …/agent/exec`
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Execution {
+    /// The number of the process in the guest.
+    #[serde(deserialize_with = "number")]
+    pub pid: u64,
+}
+
+/// `GET …/agent/exec-status`
+#[derive(Clone, Deserialize)]
+pub struct Executed {
+    /// Whether it has ended.
+    #[serde(default, deserialize_with = "flag")]
+    pub exited: bool,
+    /// Its standard output, complete once it has ended.
+    #[serde(rename = "out-data", default, deserialize_with = "bytes")]
+    pub output: String,
+}
+
+// What a program in a guest says may be secret.
+impl std::fmt::Debug for Executed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executed")
+            .field("exited", &self.exited)
+            .field("length", &self.output.len())
+            .finish()
+    }
+}
+
+/// A line of `GET /nodes/{node}/tasks`
+#[derive(Clone, Debug, Deserialize)]
+pub struct TaskLine {
+    /// Its id.
+    pub upid: Upid,
+    /// Who started it.
+    pub user: String,
+    /// When it began, in seconds since 1970.
+    pub starttime: i64,
+    /// `OK`, `WARNINGS: 2`, or what went wrong. None while it runs.
+    pub status: Option<String>,
+}
+
 /// `GET …/tasks/{upid}/status`
 #[derive(Clone, Debug, Deserialize)]
 pub struct TaskStatus {
@@ -408,6 +451,13 @@ fn number<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     }
 }
 
+/// A text of the guest: Perl takes its bytes for characters, so what is beyond ASCII arrives as Latin-1.
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
+    Ok(bytes.map_or(text, |bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 fn vm_id<'de, D: Deserializer<'de>>(from: D) -> Result<VmId, D::Error> {
     let number = number(from)?;
     u32::try_from(number)
@@ -438,6 +488,21 @@ mod tests {
             let read: NextId = serde_json::from_value(sent).unwrap();
             assert_eq!(read.0.get(), 101);
         }
+    }
+
+    #[test]
+    fn what_a_program_said_is_read_as_utf_8() {
+        let read = |output: &str| {
+            let sent = json!({"exited": 1, "exitcode": 0, "out-data": output});
+            let read: Executed = serde_json::from_value(sent).unwrap();
+            assert!(read.exited);
+            read.output
+        };
+        assert_eq!(read("a \u{c3}\u{a9}t\u{c3}\u{a9}\n"), "a été\n");
+        assert_eq!(read("\u{ff}"), "\u{fffd}");
+        assert_eq!(read("œ"), "œ", "nothing to undo");
+        let runs: Executed = serde_json::from_value(json!({"exited": 0})).unwrap();
+        assert!(!runs.exited && runs.output.is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod machines;
 pub mod sqlite;
+pub mod words;
 
 use crate::config::Limits;
 use crate::session::{Expected, Record};
@@ -73,7 +74,7 @@ pub type Changing<'a> = Box<dyn FnOnce(&mut Record) -> Change + Send + 'a>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines {
+pub trait Store: machines::Machines + words::Words {
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

@@ -50,6 +50,25 @@ impl SqliteStore {
         Ok(Self { writer, readers })
     }
 
+    /// Opens a database that is there, only to read it: no change is made, and the service may be using it.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .read_only(true)
+            .busy_timeout(Duration::from_secs(10));
+        let readers = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?;
+        Ok(Self {
+            writer: readers.clone(),
+            readers,
+        })
+    }
+
     /// Closes every connection.
     pub async fn close(&self) {
         self.readers.close().await;
@@ -277,7 +296,7 @@ fn unreadable(what: impl std::fmt::Display) -> StoreError {
     }
 }
 
-fn parse<T: std::str::FromStr>(text: &str) -> Result<T, StoreError> {
+pub(super) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, StoreError> {
     text.parse().map_err(|_| unreadable(text))
 }
 
@@ -301,7 +320,7 @@ fn enumerated<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
     serde_json::from_value(serde_json::Value::String(text)).map_err(unreadable)
 }
 
-fn moment(us: i64) -> Result<Timestamp, StoreError> {
+pub(super) fn moment(us: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_microsecond(us).map_err(unreadable)
 }
 

@@ -13,3 +13,4 @@ mod life;
 mod process;
 mod prototype;
 mod provider;
+mod words;

@@ -175,6 +175,65 @@ fn run(arguments: &[&str], config: &Path) -> Output {
         .unwrap()
 }
 
+#[tokio::test]
+async fn what_a_failed_desktop_left_is_read_while_the_service_runs_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, url) = configured(dir.path());
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "fault = \"agent_fails\"\nfault_count = 1\n").unwrap();
+    let read = |whose: &str| {
+        let read = run(&["logs", whose, "--config"], &config);
+        let shown = String::from_utf8(read.stdout).unwrap();
+        let said = String::from_utf8(read.stderr).unwrap();
+        (read.status.success(), shown, said)
+    };
+    let (success, _, said) = read("desktop-0000001");
+    assert!(!success && said.contains("mayfly.db"), "{said}");
+
+    let service = serve(dir.path(), &config, &url).await;
+    let mut sessions = Vec::new();
+    for (key, phase) in [("a", SessionPhase::Failed), ("b", SessionPhase::Ready)] {
+        let request = CreateSession::default();
+        let created = service.client.create(&request, key).await.unwrap();
+        let reached = until("it is made or not", async || {
+            let get = service.client.get(created.session.id, &created.secret);
+            let session = get.await.unwrap();
+            (session.phase == phase).then_some(session)
+        });
+        sessions.push(reached.await);
+    }
+    let id = sessions[0].id.to_string();
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(
+        log.contains(&format!("mayfly-orchestrator logs {id}")),
+        "{log}"
+    );
+
+    let (success, shown, said) = read(&id);
+    assert!(success, "{said}");
+    let desktop = sessions[0].desktop.unwrap().to_string();
+    for part in [
+        &*format!(
+            "session {id} of user, template t\nfailed in the stage Configuring: {desktop} could not take"
+        ),
+        "the simulated disk is read-only\n",
+        "==== console ====\n",
+    ] {
+        assert!(shown.contains(part), "{part:?} in {shown}");
+    }
+    let password = Secrets::open(&dir.path().join("state/secret.key"))
+        .unwrap()
+        .password(sessions[0].id);
+    assert!(!shown.contains(password.expose_secret()), "{shown}");
+    let (success, _, said) = read(&sessions[1].id.to_string());
+    assert!(!success && said.contains("nothing is kept"), "{said}");
+    let (success, _, said) = read("desktop-1");
+    assert!(!success && said.contains("name of a desktop"), "{said}");
+
+    drop(service);
+    assert_eq!(read(&desktop), (true, shown, String::new()));
+}
+
 #[test]
 fn the_doctor_says_what_is_wrong_and_what_to_do() {
     let dir = tempfile::tempdir().unwrap();

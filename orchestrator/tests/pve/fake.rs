@@ -184,6 +184,8 @@ async fn the_agent_is_silent_then_answers(fake: &mut FakePve, client: &Client) {
                 {"name": "ens18", "hardware-address": mac, "ip-addresses": [{"ip-address": "192.0.2.77"}]},
             ],
             "files": {"/etc/ssh/ssh_host_ed25519_key.pub": "ssh-ed25519 AAAA\n"},
+            // Bytes for characters, as Perl has them.
+            "exec": {"/bin/sh -c journalctl | tail": {"out-data": "\u{c3}\u{a9}t\u{c3}\u{a9}\n"}},
         }),
     );
     client.send(&call::agent_ping(&desktop)).await.unwrap();
@@ -201,6 +203,17 @@ async fn the_agent_is_silent_then_answers(fake: &mut FakePve, client: &Client) {
         (file.content.as_str(), file.truncated),
         ("ssh-ed25519 AAAA\n", false)
     );
+    let run = call::agent_exec(&desktop, &["/bin/sh", "-c", "journalctl | tail"]);
+    let started = client.send(&run).await.unwrap();
+    let ask = call::agent_exec_status(&desktop, started.pid);
+    let ended = client.send(&ask).await.unwrap();
+    assert_eq!((ended.exited, ended.output.as_str()), (true, "été\n"));
+    let tasks = client.send(&call::guest_tasks(&desktop, 10)).await.unwrap();
+    let told: Vec<_> = tasks
+        .iter()
+        .map(|task| (task.upid.kind(), task.status.as_deref()))
+        .collect();
+    assert!(told.contains(&("qmstart", Some("OK"))), "{told:?}");
     let content = SecretString::from("{\"password\": \"ü+/&=%\"}");
     let write = call::agent_write(&desktop, "/run/mayfly/bootstrap", &content).unwrap();
     client.send(&write).await.unwrap();

@@ -1,9 +1,9 @@
 //! An orchestrator of the lab's own.
 
 use super::{Guest, Lab, Process, program, until};
-use anyhow::{Context, Result};
-use mayfly_api::DesktopName;
+use anyhow::{Context, Result, ensure};
 use mayfly_api::client::Client;
+use mayfly_api::{DesktopName, SessionId};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::process::Command;
@@ -120,6 +120,19 @@ impl Orchestrator {
     #[must_use]
     pub fn guest(&self, desktop: DesktopName) -> Guest {
         Guest::at(&self.machines.join(desktop.to_string()).join("qga.sock"))
+    }
+
+    /// What it keeps of a session's failed desktop, as an administrator reads it.
+    ///
+    /// # Errors
+    /// When it keeps nothing.
+    pub fn logs(&self, lab: &Lab, session: SessionId) -> Result<String> {
+        let mut command = lab.command(program("mayfly-orchestrator")?);
+        command.args(["logs", &session.to_string(), "--config"]);
+        let output = command.arg(&self.config).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{said}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Its process: signals, log.

@@ -1,4 +1,4 @@
-//! The QEMU guest agent: how a file gets into a machine without any network.
+//! The QEMU guest agent: how a file gets into a machine, and the words of a program out of it, without any network.
 //! Protocol: QEMU's docs/interop/qemu-ga-ref.
 //!
 //! # Guarantees
@@ -16,12 +16,14 @@ use tokio::time::timeout;
 
 /// An agent under software emulation on a busy host needs a moment; a dead one must not hold anybody up.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two questions whether a program has ended.
+const LOOK: Duration = Duration::from_millis(100);
 /// Before an answer to `guest-sync-delimited`.
 const SENTINEL: u8 = 0xff;
 /// The agent itself refuses larger messages.
 const MAX_LINE: u64 = 1 << 20;
 
-/// Why a file did not get in.
+/// Why nothing got in or out.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GuestAgentError {
     /// The agent answered and refused.
@@ -65,7 +67,37 @@ pub(super) async fn write_file(
             .await?;
         Ok(())
     };
-    timeout(PATIENCE, write).await.unwrap_or_else(|_| {
+    bounded(write).await
+}
+
+/// Runs a program in the machine, as root, and returns its standard output whatever its exit code: less than [`MAX_LINE`] once it
+/// is encoded, or an error.
+pub(super) async fn run(socket: &Path, command: &[&str]) -> Result<String, GuestAgentError> {
+    let run = async {
+        let [path, arguments @ ..] = command else {
+            return Err(io::Error::other("there is no command").into());
+        };
+        let mut agent = GuestAgent::connect(socket).await?;
+        let order = json!({ "path": path, "arg": arguments, "capture-output": true });
+        let started = agent.execute("guest-exec", order).await?;
+        loop {
+            let ask = json!({ "pid": started["pid"] });
+            let status = agent.execute("guest-exec-status", ask).await?;
+            if status["exited"] == true {
+                let output = status["out-data"].as_str().unwrap_or_default();
+                let output = BASE64.decode(output.as_bytes()).map_err(io::Error::other)?;
+                return Ok(String::from_utf8_lossy(&output).into_owned());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    bounded(run).await
+}
+
+async fn bounded<T>(
+    talk: impl Future<Output = Result<T, GuestAgentError>>,
+) -> Result<T, GuestAgentError> {
+    timeout(PATIENCE, talk).await.unwrap_or_else(|_| {
         Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into())
     })
 }
@@ -136,7 +168,59 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use tokio::net::UnixListener;
 
-    /// An agent with one file, which takes at most five bytes a write; `greeting` lies in the stream already.
+    /// An agent with one file, which takes at most five bytes a write, and one program, which ends at the third question;
+    /// `greeting` lies in the stream already.
+    async fn agent(listener: UnixListener, greeting: &'static [u8], file: Arc<Mutex<Vec<u8>>>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut questions = 0;
+        let mut stream = BufReader::new(stream);
+        stream.write_all(greeting).await.unwrap();
+        loop {
+            let mut line = Vec::new();
+            if stream.read_until(b'\n', &mut line).await.unwrap() == 0 {
+                return;
+            }
+            let text = line.strip_prefix(&[SENTINEL]).unwrap_or(&line);
+            let question: Value = serde_json::from_slice(text).unwrap();
+            let arguments = &question["arguments"];
+            let answer = match question["execute"].as_str().unwrap() {
+                "guest-sync-delimited" => {
+                    stream.write_all(&[SENTINEL]).await.unwrap();
+                    json!({ "return": arguments["id"] })
+                }
+                "guest-file-open" if arguments["path"] == "/missing" => {
+                    json!({ "error": { "class": "GenericError", "desc": "No such file" } })
+                }
+                "guest-file-open" => json!({ "return": 7 }),
+                "guest-file-write" => {
+                    let bytes = BASE64
+                        .decode(arguments["buf-b64"].as_str().unwrap().as_bytes())
+                        .unwrap();
+                    let count = bytes.len().min(5);
+                    file.lock().unwrap().extend_from_slice(&bytes[..count]);
+                    json!({ "return": { "count": count, "eof": false } })
+                }
+                "guest-exec" if arguments["path"] == "/missing" => {
+                    json!({ "error": { "class": "GenericError", "desc": "No such file" } })
+                }
+                "guest-exec" => {
+                    assert_eq!(arguments["arg"], json!(["-c", "x"]));
+                    json!({ "return": { "pid": 5 } })
+                }
+                "guest-exec-status" => {
+                    questions += 1;
+                    let output = BASE64.encode(b"said \xff");
+                    json!({ "return": { "exited": questions > 2, "exitcode": 3, "out-data": output } })
+                }
+                _ => json!({ "return": {} }),
+            };
+            stream
+                .write_all(format!("{answer}\n").as_bytes())
+                .await
+                .unwrap();
+        }
+    }
+
     async fn write_through(
         greeting: &'static [u8],
         content: &[u8],
@@ -144,45 +228,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qga");
         let listener = UnixListener::bind(&path).unwrap();
-        let file = Arc::new(Mutex::new(Vec::new()));
-        let written = Arc::clone(&file);
-        let agent = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut stream = BufReader::new(stream);
-            stream.write_all(greeting).await.unwrap();
-            loop {
-                let mut line = Vec::new();
-                if stream.read_until(b'\n', &mut line).await.unwrap() == 0 {
-                    return;
-                }
-                let text = line.strip_prefix(&[SENTINEL]).unwrap_or(&line);
-                let question: Value = serde_json::from_slice(text).unwrap();
-                let arguments = &question["arguments"];
-                let answer = match question["execute"].as_str().unwrap() {
-                    "guest-sync-delimited" => {
-                        stream.write_all(&[SENTINEL]).await.unwrap();
-                        json!({ "return": arguments["id"] })
-                    }
-                    "guest-file-open" if arguments["path"] == "/missing" => {
-                        json!({ "error": { "class": "GenericError", "desc": "No such file" } })
-                    }
-                    "guest-file-open" => json!({ "return": 7 }),
-                    "guest-file-write" => {
-                        let bytes = BASE64
-                            .decode(arguments["buf-b64"].as_str().unwrap().as_bytes())
-                            .unwrap();
-                        let count = bytes.len().min(5);
-                        file.lock().unwrap().extend_from_slice(&bytes[..count]);
-                        json!({ "return": { "count": count, "eof": false } })
-                    }
-                    _ => json!({ "return": {} }),
-                };
-                stream
-                    .write_all(format!("{answer}\n").as_bytes())
-                    .await
-                    .unwrap();
-            }
-        });
+        let file = Arc::default();
+        let agent = tokio::spawn(agent(listener, greeting, Arc::clone(&file)));
         let target = if content.is_empty() {
             "/missing"
         } else {
@@ -190,7 +237,7 @@ mod tests {
         };
         let result = write_file(&path, target, content).await;
         agent.abort();
-        let written = written.lock().unwrap().clone();
+        let written = file.lock().unwrap().clone();
         (result, written)
     }
 
@@ -213,6 +260,19 @@ mod tests {
     async fn a_refusal_is_told_apart_from_silence() {
         let (result, _) = write_through(b"", b"").await;
         assert!(matches!(result, Err(GuestAgentError::Refused { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_program_s_words_are_returned_when_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qga");
+        for (command, said) in [("/bin/sh", Some("said \u{fffd}")), ("/missing", None)] {
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).unwrap();
+            tokio::spawn(agent(listener, b"", Arc::default()));
+            let result = run(&path, &[command, "-c", "x"]).await;
+            assert_eq!(result.ok().as_deref(), said);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,7 +23,8 @@ pub use accel::Accel;
 pub use image::{Image, ImageError};
 
 use super::{
-    AgentChannel, Check, DesktopSpec, Locks, MachineState, Provider, ProviderError, Steps, channel,
+    AgentChannel, Check, DesktopSpec, JOURNAL, Locks, MachineState, Provider, ProviderError,
+    Section, Steps, channel, journal,
 };
 use crate::process::{self, Process};
 use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
@@ -471,6 +472,26 @@ impl Provider for Qemu {
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
         Ok(self.machine(name).rdp)
+    }
+
+    async fn last_words(&self, name: DesktopName) -> Vec<Section> {
+        let machine = self.machine(name);
+        let supervised = Supervised::at(&machine.folder);
+        let mut sections = Vec::new();
+        if supervised.status() == Status::Running {
+            let shown = async {
+                if !has_guest_agent(&machine).await {
+                    return Err("the guest agent has not started".to_owned());
+                }
+                let shown = guest_agent::run(&machine.guest_agent(), &JOURNAL).await;
+                shown.map_err(|error| error.to_string())
+            };
+            sections.push(journal(shown).await);
+        }
+        // Its older half begins anywhere.
+        let half = usize::try_from(CONSOLE / 2).unwrap_or(usize::MAX);
+        sections.push(Section::last("console", supervised.output(), half));
+        sections
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {

@@ -75,6 +75,22 @@ pub(super) fn failure(output: &str) -> String {
     }
 }
 
+/// All that a run said, for people: the words of each event, and what is none as it is.
+pub(super) fn words(output: &str) -> String {
+    output
+        .lines()
+        .map(|line| match serde_json::from_str::<Line>(line) {
+            Ok(Line {
+                message,
+                diagnostic: Some(Diagnostic { detail, .. }),
+                ..
+            }) if !detail.is_empty() => format!("{message}: {detail}\n"),
+            Ok(Line { message, .. }) => message + "\n",
+            Err(_) => format!("{line}\n"),
+        })
+        .collect()
+}
+
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -95,6 +111,21 @@ mod tests {
         for nothing in [WARNING, MADE, "{", "text", ""] {
             assert_eq!(read(nothing), None, "{nothing}");
         }
+    }
+
+    #[test]
+    fn all_that_was_said_is_readable() {
+        let output = [START, "panic: oh", ERROR].join("\n");
+        let words = words(&output);
+        assert_eq!(
+            words.lines().collect::<Vec<_>>(),
+            [
+                "proxmox_virtual_environment_vm.desktop: Creating...",
+                "panic: oh",
+                "Error: VM clone: All attempts fail:",
+                "#1: error cloning VM",
+            ]
+        );
     }
 
     #[test]

@@ -20,15 +20,15 @@ mod place;
 mod run;
 
 use super::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, Locks, MachineState, Provider, ProviderError,
-    Steps,
+    AgentChannel, Check, CheckStatus, DesktopSpec, JOURNAL, Locks, MachineState, Provider,
+    ProviderError, Section, Steps, journal,
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
 use crate::pve::call::{self, Kind};
 use crate::pve::preflight::{Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
-use crate::pve::task::{Patience, follow};
+use crate::pve::task::{Patience, Tasks, follow};
 use crate::pve::{
     Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, VmId,
 };
@@ -68,6 +68,12 @@ const CLONE_LOOK: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a guest agent, each of which costs the API a call.
 const AGENT_PAUSE: Duration = Duration::from_millis(800);
+/// Between two questions whether a program in a machine has ended.
+const EXEC_PAUSE: Duration = Duration::from_millis(500);
+/// Of so many of a machine's latest tasks it is told how they ended.
+const TASKS: u32 = 10;
+/// An API that is slow must not cost the other sections.
+const TASKS_LIMIT: Duration = Duration::from_secs(4);
 
 /// `[provider.terraform]` of the configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -606,6 +612,37 @@ impl Terraform {
     }
 }
 
+/// What a machine's tasks were and how they ended, with the end of the log of those that failed.
+async fn tasks_of(client: &Client, guest: &Guest) -> Result<String, PveError> {
+    let mut text = String::new();
+    let mut tasks = client.send(&call::guest_tasks(guest, TASKS)).await?;
+    tasks.reverse();
+    for task in tasks {
+        let begin = jiff::Timestamp::from_second(task.starttime).unwrap_or_default();
+        let status = task.status.as_deref().unwrap_or("running");
+        text += &format!("{begin} {} by {}: {status}\n", task.upid.kind(), task.user);
+        if !matches!(status, "OK" | "running" | "RUNNING") {
+            for line in client.last_lines(&task.upid).await? {
+                text += &format!("    {line}\n");
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// What the program says that [`JOURNAL`] is, in a machine.
+async fn run_in(client: &Client, guest: &Guest, command: &[&str]) -> Result<String, PveError> {
+    let started = client.send(&call::agent_exec(guest, command)).await?;
+    loop {
+        let ask = call::agent_exec_status(guest, started.pid);
+        let status = client.send(&ask).await?;
+        if status.exited {
+            return Ok(status.output);
+        }
+        tokio::time::sleep(EXEC_PAUSE).await;
+    }
+}
+
 /// The number of the virtual machine of a desktop. Checked when the configuration is read: it is never above the highest.
 fn vm_id(first: u32, name: DesktopName) -> VmId {
     VmId::try_from(first + name.number()).unwrap_or_else(|_| unreachable!("{first} was checked"))
@@ -748,6 +785,32 @@ impl Provider for Terraform {
 
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError> {
         Ok(SocketAddr::new(self.address(name).await?, RDP_PORT))
+    }
+
+    async fn last_words(&self, name: DesktopName) -> Vec<Section> {
+        if !matches!(self.known(name).await, Ok(Known::Yes)) {
+            return Vec::new();
+        }
+        let password = self.parts.secrets.terraform_password(name);
+        let secrets = [self.site.secret.clone(), password];
+        let mut sections = vec![self.run(name).said(&secrets)];
+        let client = &self.site.client;
+        let Ok(Ok(guest)) = tokio::time::timeout(TASKS_LIMIT, self.require(name)).await else {
+            return sections;
+        };
+        let shown = async {
+            let shown = run_in(client, &guest, &JOURNAL).await;
+            shown.map_err(|error| error.to_string())
+        };
+        let told = tokio::time::timeout(TASKS_LIMIT, tasks_of(client, &guest));
+        let (journal, told) = tokio::join!(journal(shown), told);
+        let told = told.map(|told| told.unwrap_or_else(|error| error.to_string()));
+        sections.push(Section {
+            title: "proxmox tasks",
+            text: told.unwrap_or_else(|_| "They cannot be had in time.".to_owned()),
+        });
+        sections.push(journal);
+        sections
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {

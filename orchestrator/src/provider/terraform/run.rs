@@ -7,6 +7,7 @@
 //! * A run outlives this process, is found again by its folder, and is gone when [`Run::end`] returns, its provider's process
 //!   included: that one names the folder nowhere but carries a mark in its environment.
 
+use super::super::Section;
 use super::events;
 use crate::process;
 use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
@@ -282,6 +283,16 @@ impl Run {
             } => Err(format!("{signal} ended it ({})", words())),
             Exit { .. } => Err(words()),
         }
+    }
+
+    /// All that it said so far, without these secrets.
+    pub(super) fn said(&self, secrets: &[SecretString]) -> Section {
+        // Its older half begins anywhere.
+        let half = usize::try_from(OUTPUT / 2).unwrap_or(usize::MAX);
+        let output = Supervised::at(&self.folder).output();
+        let mut said = Section::last("terraform", output, half);
+        said.text = redacted(&events::words(&said.text), secrets);
+        said
     }
 
     /// Logs what is new.
