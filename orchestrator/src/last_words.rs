@@ -13,7 +13,7 @@
 use crate::clock::after;
 use crate::config::Config;
 use crate::control::Shared;
-use crate::decide::Facts;
+use crate::decide::{Facts, Failed, Progress};
 use crate::provider::{Provider, Section};
 use crate::session::Record;
 use crate::store::sqlite::SqliteStore;
@@ -46,8 +46,12 @@ pub fn are_wanted(record: &Record, facts: &Facts) -> bool {
             record.end_reason,
             Some(EndReason::Failed | EndReason::MachineLost)
         ),
-        // Another replaces it.
-        _ => facts.failed.is_some() || facts.lost.is_some(),
+        // Another replaces it: something failed, or it hung.
+        _ => match facts.failed {
+            Some(Failed::NoRoom(_)) => false,
+            Some(_) => true,
+            None => facts.lost.is_some() || facts.progress > Progress::Untouched,
+        },
     };
     failed && facts.removals_failed == 0
 }
@@ -304,7 +308,7 @@ mod tests {
         let fine = Facts::new(name, now);
         let problem = Problem::new(ProblemCode::CreateFailed, "broken");
         let broken = Facts {
-            failed: Some(problem.clone()),
+            failed: Some(Failed::ForGood(problem.clone())),
             ..fine.clone()
         };
         let tried = Facts {
@@ -334,6 +338,16 @@ mod tests {
         made.remake(name, now).unwrap();
         assert!(are_wanted(&made, &broken), "replaced because it failed");
         assert!(!are_wanted(&made, &fine), "replaced after an interruption");
+        let hung = Facts {
+            progress: Progress::Made,
+            ..fine.clone()
+        };
+        assert!(are_wanted(&made, &hung), "replaced because it hung");
+        let without_room = Facts {
+            failed: Some(Failed::NoRoom("full".to_owned())),
+            ..fine
+        };
+        assert!(!are_wanted(&made, &without_room), "nothing went wrong");
     }
 
     #[test]
