@@ -269,6 +269,32 @@ async fn a_machine_that_is_killed_is_dead_with_its_last_words_until_it_is_destro
     }
 }
 
+/// The micro guest has no journal: its shell says so, and that comes back.
+#[tokio::test]
+async fn a_journal_is_asked_for_in_the_machine_and_its_console_is_told_whether_it_answers_or_not() {
+    let here = Here::new();
+    let qemu = here.qemu();
+    qemu.create(&spec()).await.unwrap();
+    let begin = Instant::now();
+    loop {
+        let words = qemu.last_words(spec().name).await;
+        let text = |title| {
+            let section = words.iter().find(|section| section.title == title);
+            &*section.unwrap().text
+        };
+        let journal = text("journal");
+        if journal.contains("journalctl: not found") {
+            assert!(!text("console").is_empty(), "{words:?}");
+            break;
+        }
+        assert!(journal.starts_with("It cannot be read: "), "{journal}");
+        assert!(begin.elapsed() < Duration::from_secs(180), "{journal}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    qemu.destroy(spec().name).await.unwrap();
+    assert_eq!(here.leftovers(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_passt_that_is_killed_is_replaced_a_few_times_before_the_machine_ends() {
     let here = Here::new();

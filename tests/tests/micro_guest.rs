@@ -155,9 +155,9 @@ async fn a_restart_in_use_is_not_noticed_and_the_idle_rule_still_ends_it() -> Re
 }
 
 #[tokio::test]
-async fn a_desktop_that_fails_leaves_its_console_and_journal_and_nothing_else() -> Result<()> {
+async fn a_desktop_that_fails_leaves_its_console_without_secrets_and_nothing_else() -> Result<()> {
     let lab = Lab::new("micro words")?;
-    let orchestrator = start(&lab, "silence_s = 10").await?;
+    let orchestrator = start(&lab, "").await?;
     let held = Held::create(&orchestrator).await?;
     let session = held.ready(&orchestrator).await?;
     let credentials = orchestrator
@@ -165,23 +165,17 @@ async fn a_desktop_that_fails_leaves_its_console_and_journal_and_nothing_else() 
         .credentials(held.id, &held.secret)
         .await?;
     let password = credentials.password.expose_secret();
-    // The micro guest has no journal; whatever else is between it and the reader is real. Its agent cannot start again.
-    let spoil = format!(
-        "printf '#!/bin/sh\necho \"a word of the journal, $#\"\n' >/usr/bin/journalctl
-         chmod +x /usr/bin/journalctl
-         printf 'the password is {password}\\033[1m, the last of the console\n' >/dev/console
-         rm /usr/lib/mayfly/mayfly-agent
-         killall mayfly-agent"
-    );
     let guest = orchestrator.guest(session.desktop.context("a desktop")?);
-    guest.shell(&spoil, END).await?;
+    let last = format!(
+        "printf 'the password is {password}\\033[1m, the last of the console\\n' >/dev/console; (sleep 1; poweroff -f) &"
+    );
+    guest.shell(&last, END).await?;
     let ended = held.ended(&orchestrator).await?;
     assert_eq!(ended.end_reason, Some(EndReason::MachineLost));
     lab.nothing_is_left()?;
 
     let words = orchestrator.logs(&lab, held.id)?;
     for part in [
-        "==== journal ====\na word of the journal, ",
         "==== console ====\n",
         "the password is …, the last of the console\n",
     ] {

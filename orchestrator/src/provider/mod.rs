@@ -182,13 +182,15 @@ pub trait Provider: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError>;
 }
 
-/// Shows the end of the journal of what a desktop is made of: agent, RDP server, domain, first boot. The shell bounds its size.
+/// Shows the kernel's warnings and the end of the journal of what a desktop is made of: agent, RDP server, domain, first boot.
+/// The shell bounds its size.
 const JOURNAL: [&str; 3] = [
     "/bin/sh",
     "-c",
-    "journalctl --no-pager -q -b -o short-iso -n 4000 -u mayfly-agent -u xrdp -u xrdp-sesman -u sssd \
-     -u cloud-init-local -u cloud-init-main -u cloud-init-network -u cloud-init -u cloud-config -u cloud-final \
-     2>&1 | tail -c 300000",
+    "show() { journalctl --no-pager -q -b -o short-iso \"$@\"; }; \
+     { show -k -p warning -n 300; \
+     show -n 4000 -u mayfly-agent -u xrdp -u xrdp-sesman -u sssd -u cloud-init-local -u cloud-init-main \
+     -u cloud-init-network -u cloud-init -u cloud-config -u cloud-final; } 2>&1 | tail -c 300000",
 ];
 /// The size that it bounds it to, in bytes.
 const JOURNAL_BYTES: usize = 300_000;

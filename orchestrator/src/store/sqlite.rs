@@ -55,9 +55,10 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        // After a crash the log must be recovered before anything can be read, which a connection that is opened read-only cannot.
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .read_only(true)
+            .pragma("query_only", "ON")
             .busy_timeout(Duration::from_secs(10));
         let readers = SqlitePoolOptions::new()
             .max_connections(1)

@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! * What was kept of a desktop first stays; it is forgotten with its session.
-//! * Of a session, no more than [`LONGEST`] bytes are kept: those of its latest desktops.
+//! * Of a session, no more than [`LONGEST`] bytes are kept: those of its latest desktops; and of all, the latest [`DESKTOPS`].
 
 use super::StoreError;
 use super::sqlite::{SqliteStore, desktop_name, moment, parse};
@@ -12,6 +12,9 @@ use jiff::Timestamp;
 use mayfly_api::{DesktopName, SessionId};
 use std::fmt;
 use std::str::FromStr;
+
+/// A site where everything fails must not fill its disk.
+const DESKTOPS: i64 = 200;
 
 /// What one desktop left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,10 +88,12 @@ impl Words for SqliteStore {
                  SELECT number FROM (
                      SELECT number, sum(length(CAST(text AS BLOB))) OVER (ORDER BY number DESC) AS bytes
                      FROM log WHERE session_id = ?)
-                 WHERE bytes > ?)",
+                 WHERE bytes > ?)
+             OR number IN (SELECT number FROM log ORDER BY number DESC LIMIT -1 OFFSET ?)",
         )
         .bind(&session)
         .bind(i64::try_from(LONGEST).unwrap_or(i64::MAX))
+        .bind(DESKTOPS)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -209,6 +214,21 @@ mod tests {
         assert_eq!(store.kept(Whose::Session(other)).await.unwrap().len(), 1);
         let too_long = kept(mine, 6, "x".repeat(LONGEST + 1));
         assert!(store.keep(&too_long).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn of_all_desktops_the_latest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let (first, second) = (session(&store).await, session(&store).await);
+        let last = u32::try_from(DESKTOPS).unwrap() + 1;
+        for number in 1..=last {
+            let session = if number < 4 { first } else { second };
+            store.keep(&kept(session, number, "x")).await.unwrap();
+        }
+        let left = store.kept(Whose::Session(first)).await.unwrap();
+        let numbers: Vec<u32> = left.iter().map(|k| k.desktop.number()).collect();
+        assert_eq!(numbers, [2, 3]);
     }
 
     #[test]
