@@ -17,6 +17,7 @@ pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+mod run;
 pub mod secret;
 pub mod serve;
 pub mod session;

@@ -32,6 +32,7 @@ use crate::pve::task::{Patience, follow};
 use crate::pve::{
     Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, VmId,
 };
+use crate::run::Run;
 use crate::secret::{self, Secrets};
 use crate::store::machines::{Machines, Reserved, Reserving};
 use crate::trust::Trust;
@@ -39,7 +40,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use mayfly_api::DesktopName;
 use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
-use run::{Module, Run, Variable};
+use run::{Module, Variable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -556,7 +557,7 @@ impl Terraform {
         let secrets = [self.site.secret.clone(), password];
         let run = self.run(name);
         let made = tokio::select! {
-            made = run.wait(&secrets) => made,
+            made = run.wait(run::LANGUAGE, &secrets) => made.map(drop),
             never = self.cloned(name) => match never {},
         };
         made.map_err(|why| {
@@ -666,10 +667,11 @@ impl Provider for Terraform {
         };
         let run = self.run(name);
         let variables = self.variables(spec, &machine, &template_node);
-        run.make(&module, &variables)
+        run::make(&run, &module, &variables)
             .and_then(|()| {
                 let deadline = crate::clock::s(self.config.apply_timeout_s);
-                run.apply(&self.parts.orchestrator, &program, &environment, deadline)
+                let orchestrator = &self.parts.orchestrator;
+                run::apply(&run, orchestrator, &program, &environment, deadline)
             })
             .map_err(|error| failed(&folder, &error))?;
         self.step(STEPS[2])?;
