@@ -4,6 +4,7 @@
 //! [`control::Control`].
 
 pub mod agents;
+pub mod ansible;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -5,6 +5,7 @@ use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use mayfly_api::{DesktopName, SessionId};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -28,6 +29,8 @@ pub struct DesktopSpec {
     pub memory_mib: u32,
     /// Whether it is a member of the domain.
     pub in_domain: bool,
+    /// The playbook that configures it, if its template is plain.
+    pub playbook: Option<PathBuf>,
     /// Hard end of the machine, whatever happens to the orchestrator: its supervisor stops it then.
     pub lifetime: Duration,
 }
@@ -98,6 +101,17 @@ pub struct AgentChannel {
     pub to_agent: mpsc::Sender<ToAgent>,
 }
 
+/// A machine's SSH server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshServer {
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// The account that the desktop's key is let into.
+    pub user: String,
+    /// Its key, as the machine itself has it: read from inside, not from the network.
+    pub host_key: ssh_key::PublicKey,
+}
+
 /// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
 pub type Steps = Arc<dyn Fn(&'static str) -> Result<(), ProviderError> + Send + Sync>;
 
@@ -148,6 +162,15 @@ pub trait Provider: Send + Sync + 'static {
     /// Where the machine's RDP server answers.
     async fn rdp_address(&self, name: DesktopName) -> Result<SocketAddr, ProviderError>;
 
+    /// Where Ansible reaches the machine, once its first boot is over and its host key does not change any more;
+    /// [`ProviderError::NotYet`] until then.
+    async fn ssh(&self, _: DesktopName) -> Result<SshServer, ProviderError> {
+        let kind = self.kind();
+        Err(ProviderError::Unavailable(format!(
+            "machines of the provider {kind} cannot be configured by Ansible"
+        )))
+    }
+
     /// Removes the machine and everything that was made for it.
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError>;
 
@@ -156,10 +179,10 @@ pub trait Provider: Send + Sync + 'static {
 }
 
 /// Locks of desktops, each for as long as somebody has or waits for it.
-type Locks = Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>;
+pub(crate) type Locks = Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>;
 
 /// The lock under which one create or destroy at a time runs for each desktop.
-fn lock_of(locks: &Locks, name: DesktopName) -> Arc<tokio::sync::Mutex<()>> {
+pub(crate) fn lock_of(locks: &Locks, name: DesktopName) -> Arc<tokio::sync::Mutex<()>> {
     let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
     locks.retain(|_, lock| lock.strong_count() > 0);
     let known = locks.get(&name).and_then(Weak::upgrade);

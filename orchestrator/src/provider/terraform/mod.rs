@@ -21,12 +21,12 @@ mod run;
 
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Locks, MachineState, Provider, ProviderError,
-    Steps,
+    SshServer, Steps,
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
 use crate::pve::call::{self, Kind};
-use crate::pve::preflight::{Wanted, preflight};
+use crate::pve::preflight::{Rest, Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
 use crate::pve::task::{Patience, follow};
 use crate::pve::{
@@ -51,6 +51,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The account that cloud-init makes, with the desktop's key.
+const SSH_USER: &str = "mayfly";
+/// Where SSH answers.
+const SSH_PORT: u16 = 22;
+/// cloud-init's last word of a first boot, in which it makes the host keys anew; until then it is not there, also in a template
+/// that was booted before: each machine's is in a folder of its own.
+const FIRST_BOOT_OVER: &str = "/var/lib/cloud/instance/boot-finished";
+/// The machine's public host key.
+const HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key.pub";
 /// Where xrdp answers.
 const RDP_PORT: u16 = 3389;
 /// The cluster's lists are asked for again after this.
@@ -263,6 +272,8 @@ pub struct Parts {
     pub agents: Arc<Agents>,
     /// Where this orchestrator's API answers Terraform: `http://127.0.0.1:5000`.
     pub api: String,
+    /// What is left to do in its machines.
+    pub rest: Rest,
 }
 
 /// The provider `terraform`.
@@ -499,6 +510,7 @@ impl Terraform {
             "cores": spec.cpus,
             "memory_mb": spec.memory_mib,
             "disk_gb": proxmox.disk_gb,
+            "user": SSH_USER,
             "ssh_public_key": self.ssh_key(spec.name),
         })
     }
@@ -584,6 +596,19 @@ impl Terraform {
         })
     }
 
+    /// A file of the guest.
+    async fn read(&self, guest: &Guest, file: &str) -> Result<String, ProviderError> {
+        let error = match self.site.client.send(&call::agent_read(guest, file)).await {
+            Ok(read) => return Ok(read.content),
+            Err(error) => error,
+        };
+        if error.cause() != Cause::NoSuchFile && error.retry() == Retry::Never {
+            return Err(of_pve(error));
+        }
+        tokio::time::sleep(AGENT_PAUSE).await;
+        Err(ProviderError::NotYet(error.to_string()))
+    }
+
     /// Removes its virtual machine, and says whether there was one.
     async fn remove(&self, name: DesktopName) -> Result<bool, ProviderError> {
         let client = &self.site.client;
@@ -630,7 +655,7 @@ impl Provider for Terraform {
                 return found.clone();
             }
         }
-        let found = checks_of(&self.config, &self.site).await;
+        let found = checks_of(&self.config, &self.site, self.parts.rest).await;
         *checked = Some((Instant::now(), found.clone()));
         found
     }
@@ -752,6 +777,20 @@ impl Provider for Terraform {
         Ok(SocketAddr::new(self.address(name).await?, RDP_PORT))
     }
 
+    async fn ssh(&self, name: DesktopName) -> Result<SshServer, ProviderError> {
+        let guest = self.require(name).await?;
+        self.read(&guest, FIRST_BOOT_OVER).await?;
+        let key = self.read(&guest, HOST_KEY).await?;
+        let host_key = key.trim().parse().map_err(|error| {
+            ProviderError::Failed(format!("{HOST_KEY} of {name} is no public key: {error}"))
+        })?;
+        Ok(SshServer {
+            address: SocketAddr::new(self.address(name).await?, SSH_PORT),
+            user: SSH_USER.to_owned(),
+            host_key,
+        })
+    }
+
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
         let _alone = self.lock(name).await;
         let run = self.run(name);
@@ -805,14 +844,14 @@ impl Provider for Terraform {
 }
 
 /// What `doctor` says of a configuration.
-pub async fn checks(config: &TerraformConfig) -> Vec<Check> {
+pub async fn checks(config: &TerraformConfig, rest: Rest) -> Vec<Check> {
     match Site::open(&config.proxmox) {
-        Ok(site) => checks_of(config, &site).await,
+        Ok(site) => checks_of(config, &site, rest).await,
         Err(error) => vec![check("proxmox", CheckStatus::Error, format!("{error:#}"))],
     }
 }
 
-async fn checks_of(config: &TerraformConfig, site: &Site) -> Vec<Check> {
+async fn checks_of(config: &TerraformConfig, site: &Site, rest: Rest) -> Vec<Check> {
     let mut found = vec![
         match which::which(&config.program) {
             Ok(path) => check("terraform", CheckStatus::Ok, path.display().to_string()),
@@ -848,6 +887,7 @@ async fn checks_of(config: &TerraformConfig, site: &Site) -> Vec<Check> {
         pool: site.pool.clone(),
         network: format!("/sdn/zones/{}/{}", proxmox.zone, proxmox.bridge),
         room: 1 << 30,
+        rest,
     };
     found.extend(preflight(&site.client, &wanted).await);
     found
