@@ -4,12 +4,15 @@
 //! `MAYFLY_LIMITS__IDLE_S=120` overrides `[limits] idle_s`, `MAYFLY_LISTEN` overrides `listen`, and so on.
 
 use crate::agents::AgentsConfig;
+use crate::ansible::AnsibleConfig;
 use crate::domain::DomainConfig;
 use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
+use crate::pve::preflight::Rest;
 use mayfly_api::StageName;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,11 +23,12 @@ const ENVIRONMENT: &str = "MAYFLY_";
 /// Thirty days: nobody keeps a desktop that long on purpose.
 const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
-const OVERRIDABLE: [&str; 6] = [
+const OVERRIDABLE: [&str; 7] = [
     "listen",
     "state_dir",
     "limits",
     "agents",
+    "ansible",
     "domain",
     "provider",
 ];
@@ -77,6 +81,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where agents of desktops on other machines call.
     pub agents: AgentsConfig,
+    /// How desktops of plain templates are configured.
+    pub ansible: AnsibleConfig,
     /// The Active Directory domain of templates that say so.
     pub domain: DomainConfig,
     /// The catalogue; the first is the default.
@@ -167,6 +173,9 @@ pub struct Template {
     /// What is mounted for people of the domain.
     #[serde(default)]
     pub shares: Vec<mayfly_api::agent::Share>,
+    /// The playbook that makes a desktop of each machine, if the template is a plain one.
+    #[serde(default)]
+    pub playbook: Option<PathBuf>,
 }
 
 fn default_cpus() -> u32 {
@@ -220,6 +229,7 @@ impl Default for Config {
             state_dir: PathBuf::new(),
             limits: Limits::default(),
             agents: AgentsConfig::default(),
+            ansible: AnsibleConfig::default(),
             domain: DomainConfig::default(),
             template: vec![Template {
                 name: "desktop".to_owned(),
@@ -229,6 +239,7 @@ impl Default for Config {
                 keep_max_s: None,
                 domain: false,
                 shares: Vec::new(),
+                playbook: None,
             }],
             provider: Providers::default(),
         }
@@ -361,6 +372,29 @@ impl Config {
                 return wrong(key, value.to_string(), &allowed);
             }
         }
+        if !(1..=43_200).contains(&self.ansible.timeout_s) {
+            let value = self.ansible.timeout_s.to_string();
+            return wrong("ansible.timeout_s", value, "1 to 43200 is allowed");
+        }
+        if !self.playbooks().is_empty() {
+            let (made, configured) = (
+                self.provider.terraform.apply_timeout_s,
+                self.ansible.timeout_s,
+            );
+            let least = made.saturating_add(configured);
+            for (key, value) in [
+                ("limits.creating_timeout_s", l.creating_timeout_s),
+                ("limits.create_timeout_s", l.create_timeout_s),
+            ] {
+                if value <= least {
+                    let allowed = format!(
+                        "more than {least} is needed, since a template has a playbook: \
+                         provider.terraform.apply_timeout_s ({made}) and ansible.timeout_s ({configured}) have to end before it"
+                    );
+                    return wrong(key, value.to_string(), &allowed);
+                }
+            }
+        }
         let clones = self.provider.terraform.proxmox.clones;
         if !(1..=100).contains(&clones) {
             let key = "provider.terraform.proxmox.clones";
@@ -424,6 +458,17 @@ impl Config {
                 let allowed = format!("0 to {MOST_KEPT_S} is allowed");
                 return wrong("template.keep_max_s", value, &allowed);
             }
+            if let Some(playbook) = &t.playbook {
+                let value = playbook.display().to_string();
+                if t.provider != ProviderKind::Terraform {
+                    let allowed =
+                        "only desktops of the provider terraform are configured by a playbook";
+                    return wrong("template.playbook", value, allowed);
+                }
+                if !playbook.is_absolute() {
+                    return wrong("template.playbook", value, "an absolute path is needed");
+                }
+            }
         }
         Ok(())
     }
@@ -438,6 +483,23 @@ impl Config {
     #[must_use]
     pub fn uses_domain(&self) -> bool {
         self.template.iter().any(|t| t.domain)
+    }
+
+    /// The playbooks of all templates.
+    #[must_use]
+    pub fn playbooks(&self) -> BTreeSet<PathBuf> {
+        let playbooks = self.template.iter().filter_map(|t| t.playbook.clone());
+        playbooks.collect()
+    }
+
+    /// What is left to do in machines of the provider `terraform`.
+    #[must_use]
+    pub fn rest(&self) -> Rest {
+        if self.playbooks().is_empty() {
+            Rest::Nothing
+        } else {
+            Rest::Configure
+        }
     }
 
     /// The limits of a template's desktops.
@@ -569,6 +631,20 @@ mod tests {
                 vec!["agents.listen", "5001"],
             ),
             ("state_dir = \"here\"", vec!["state_dir", "absolute"]),
+            (
+                "[[template]]\nname = \"a\"\nprovider = \"qemu\"\nplaybook = \"/p.yml\"\n\
+                 [limits]\ncreating_timeout_s = 2000\ncreate_timeout_s = 2000",
+                vec!["template.playbook", "/p.yml", "terraform"],
+            ),
+            (
+                "[[template]]\nname = \"a\"\nprovider = \"terraform\"\nplaybook = \"/p.yml\"\n\
+                 [agents]\nlisten = \"10.0.0.5:5001\"\n[limits]\ncreating_timeout_s = 2000",
+                vec![
+                    "limits.create_timeout_s = 600",
+                    "1380",
+                    "ansible.timeout_s (900)",
+                ],
+            ),
         ] {
             let error = read(text).unwrap_err().to_string();
             for word in words {

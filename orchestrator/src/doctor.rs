@@ -1,5 +1,6 @@
 //! `doctor`: what is missing before desktops can be made, and what to do about it.
 
+use crate::ansible;
 use crate::config::{Config, ProviderKind};
 use crate::domain;
 use crate::provider::terraform;
@@ -11,7 +12,11 @@ use std::net::TcpListener;
 pub async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![listen(config), state(config)];
     if config.uses(ProviderKind::Terraform) {
-        checks.extend(terraform::checks(&config.provider.terraform).await);
+        checks.extend(terraform::checks(&config.provider.terraform, config.rest()).await);
+    }
+    let playbooks = config.playbooks();
+    if !playbooks.is_empty() {
+        checks.extend(ansible::examine(&config.ansible, &playbooks).await);
     }
     if config.uses_domain() {
         checks.extend(domain::checks(&config.domain).await);

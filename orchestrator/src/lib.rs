@@ -4,6 +4,7 @@
 //! [`control::Control`].
 
 pub mod agents;
+pub mod ansible;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+mod run;
 pub mod secret;
 pub mod serve;
 pub mod session;

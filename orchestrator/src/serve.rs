@@ -5,6 +5,7 @@
 //! * SIGTERM and SIGINT end it within a bound. Desktops go on; the next one takes them up.
 
 use crate::agents::{Agents, Callers};
+use crate::ansible::Ansible;
 use crate::clock::Clock;
 use crate::config::{Config, ProviderKind, Template};
 use crate::control::Control;
@@ -64,9 +65,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             secrets: secrets.clone(),
             agents,
             api: format!("http://{address}"),
+            rest: config.rest(),
         };
         let provider = Terraform::new(config.provider.terraform.clone(), parts)?;
-        providers.push(Arc::new(provider));
+        let mut provider: Arc<dyn Provider> = Arc::new(provider);
+        let playbooks = config.playbooks();
+        if !playbooks.is_empty() {
+            let (settings, state) = (config.ansible.clone(), &config.state_dir);
+            let secrets = secrets.clone();
+            let configured = Ansible::new(
+                provider,
+                settings,
+                playbooks,
+                PROGRAM.into(),
+                state,
+                secrets,
+            )?;
+            provider = Arc::new(configured);
+        }
+        providers.push(provider);
     }
     if config.uses_domain() {
         let directory = Arc::new(config.domain.open(&secrets.installation())?);

@@ -513,6 +513,7 @@ impl Worker {
             name,
             session: self.id,
             in_domain,
+            playbook: template.and_then(|t| t.playbook.clone()),
             cpus,
             memory_mib,
             lifetime: left + LIFETIME_MARGIN,

@@ -189,6 +189,7 @@ fn spec() -> DesktopSpec {
         name: DesktopName::from_number(40).unwrap(),
         session: mayfly_api::SessionId::new(),
         in_domain: false,
+        playbook: None,
         cpus: 1,
         memory_mib: 256,
         lifetime: Duration::from_secs(600),

@@ -14,6 +14,7 @@ use mayfly_orchestrator::http::terraform::{Backend, router};
 use mayfly_orchestrator::provider::conformance::{self, World};
 use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
 use mayfly_orchestrator::provider::{Provider, Steps};
+use mayfly_orchestrator::pve::preflight::Rest;
 use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
@@ -543,6 +544,7 @@ impl World for Ground {
             secrets: self.secrets.clone(),
             agents: self.agents.clone(),
             api: self.api.clone(),
+            rest: Rest::Nothing,
         };
         let provider = Terraform::new(self.config.provider.terraform.clone(), parts);
         let provider = Arc::new(provider.expect("a site").with_steps(steps));

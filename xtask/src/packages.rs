@@ -136,6 +136,12 @@ const NEEDS: &[Need] = &[
         &["dnsmasq-base"],
         "gives the PVE lab's machines addresses",
     ),
+    need(Test, &["openssh-client"], "by which Ansible logs in"),
+    need(
+        Test,
+        &["python3-asyncssh"],
+        "an SSH server of the tests' own",
+    ),
     need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),

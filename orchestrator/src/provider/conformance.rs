@@ -36,6 +36,11 @@ pub trait World: Send + Sync {
         false
     }
 
+    /// The playbook that configures machines here.
+    fn playbook(&self) -> Option<std::path::PathBuf> {
+        None
+    }
+
     /// Whatever of any desktop is left in this world: processes, sockets, files. Not found by asking the provider.
     fn leftovers(&self) -> Vec<String>;
 }
@@ -66,6 +71,7 @@ fn spec(world: &dyn World, name: DesktopName) -> DesktopSpec {
         name,
         session: mayfly_api::SessionId::new(),
         in_domain: world.in_domain(),
+        playbook: world.playbook(),
         cpus,
         memory_mib,
         lifetime: Duration::from_secs(600),

@@ -5,6 +5,7 @@ use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use mayfly_api::{DesktopName, SessionId};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -28,6 +29,8 @@ pub struct DesktopSpec {
     pub memory_mib: u32,
     /// Whether it is a member of the domain.
     pub in_domain: bool,
+    /// The playbook that configures it, if its template is plain.
+    pub playbook: Option<PathBuf>,
     /// Hard end of the machine, whatever happens to the orchestrator: its supervisor stops it then.
     pub lifetime: Duration,
 }
@@ -110,13 +113,24 @@ pub struct Section {
 impl Section {
     /// Of which only about the last `limit` bytes are kept by whoever wrote it down: if there are so many, the first line is left
     /// out, which may be the rest of one.
-    fn last(title: &'static str, text: String, limit: usize) -> Self {
+    pub(crate) fn last(title: &'static str, text: String, limit: usize) -> Self {
         let text = match text.split_once('\n') {
             Some((_, rest)) if text.len() >= limit => rest.to_owned(),
             _ => text,
         };
         Self { title, text }
     }
+}
+
+/// A machine's SSH server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshServer {
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// The account that the desktop's key is let into.
+    pub user: String,
+    /// Its key, as the machine itself has it: read from inside, not from the network.
+    pub host_key: ssh_key::PublicKey,
 }
 
 /// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
@@ -175,6 +189,15 @@ pub trait Provider: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Where Ansible reaches the machine, once its first boot is over and its host key does not change any more;
+    /// [`ProviderError::NotYet`] until then.
+    async fn ssh(&self, _: DesktopName) -> Result<SshServer, ProviderError> {
+        let kind = self.kind();
+        Err(ProviderError::Unavailable(format!(
+            "machines of the provider {kind} cannot be configured by Ansible"
+        )))
+    }
+
     /// Removes the machine and everything that was made for it.
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError>;
 
@@ -206,10 +229,10 @@ async fn journal(shown: impl Future<Output = Result<String, String>>) -> Section
 }
 
 /// Locks of desktops, each for as long as somebody has or waits for it.
-type Locks = Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>;
+pub(crate) type Locks = Mutex<HashMap<DesktopName, Weak<tokio::sync::Mutex<()>>>>;
 
 /// The lock under which one create or destroy at a time runs for each desktop.
-fn lock_of(locks: &Locks, name: DesktopName) -> Arc<tokio::sync::Mutex<()>> {
+pub(crate) fn lock_of(locks: &Locks, name: DesktopName) -> Arc<tokio::sync::Mutex<()>> {
     let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
     locks.retain(|_, lock| lock.strong_count() > 0);
     let known = locks.get(&name).and_then(Weak::upgrade);

@@ -38,6 +38,8 @@ pub enum Cause {
     NoSuchGuest,
     /// The guest's agent does not answer, or not yet.
     AgentSilent,
+    /// The guest has no such file, says its agent.
+    NoSuchFile,
     /// Too few nodes of the cluster see each other: nothing can be changed.
     NoQuorum,
     /// A storage is full.
@@ -64,6 +66,8 @@ impl Cause {
             || (has("qmp command 'guest-") && has("got timeout"))
         {
             Self::AgentSilent
+        } else if text.starts_with("Agent error") && has("No such file or directory") {
+            Self::NoSuchFile
         } else if has("onfiguration file '") && has("does not exist") {
             Self::NoSuchGuest
         } else if has("no quorum") {
@@ -83,7 +87,7 @@ impl Cause {
         match self {
             Self::Locked | Self::AgentSilent | Self::NoQuorum => Retry::Again,
             Self::IdTaken => Retry::OtherId,
-            Self::NoSuchGuest | Self::NoSpace | Self::Other => Retry::Never,
+            Self::NoSuchGuest | Self::NoSuchFile | Self::NoSpace | Self::Other => Retry::Never,
         }
     }
 }
@@ -302,7 +306,9 @@ impl PveError {
             Self::TaskFailed { cause, .. } => match cause {
                 Cause::IdTaken => Retry::OtherId,
                 Cause::Locked | Cause::NoQuorum | Cause::AgentSilent => Retry::Look,
-                Cause::NoSuchGuest | Cause::NoSpace | Cause::Other => Retry::Never,
+                Cause::NoSuchGuest | Cause::NoSuchFile | Cause::NoSpace | Cause::Other => {
+                    Retry::Never
+                }
             },
             Self::Certificate { .. }
             | Self::Unauthorized { .. }
@@ -392,6 +398,7 @@ mod tests {
         let taken = "unable to create VM 101: config file already exists";
         let agent = "VM 100 qmp command 'guest-ping' failed - got timeout";
         let gone = "Configuration file 'nodes/pve1/qemu-server/100.conf' does not exist";
+        let file = "Agent error: failed to open file '/x' (mode: 'r'): No such file or directory";
         for (effect, status, reason, cause, retry) in [
             (Changes, 500, lock, Cause::Locked, Retry::Again),
             (Changes, 500, storage, Cause::Locked, Retry::Again),
@@ -412,6 +419,7 @@ mod tests {
             ),
             (Reads, 500, agent, Cause::AgentSilent, Retry::Again),
             (Reads, 500, gone, Cause::NoSuchGuest, Retry::Never),
+            (Reads, 500, file, Cause::NoSuchFile, Retry::Never),
             (
                 Changes,
                 500,

@@ -30,6 +30,17 @@ pub struct Wanted {
     pub network: String,
     /// Room on the storage for one more desktop, in bytes.
     pub room: u64,
+    /// What is left to do in a desktop that was made.
+    pub rest: Rest,
+}
+
+/// What is left to do in a machine that was made of a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing that needs the site.
+    Nothing,
+    /// Ansible configures it, once its SSH host key was read from it.
+    Configure,
 }
 
 /// What was found on a site.
@@ -173,6 +184,11 @@ pub fn needs(wanted: &Wanted, major: u32) -> Vec<Need> {
             "to keep the journal of a desktop that failed",
             Warning,
         );
+        if wanted.rest == Rest::Configure {
+            let either = ["VM.GuestAgent.FileRead", "VM.GuestAgent.Unrestricted"];
+            let reason = "to read the SSH host key of a desktop that Ansible configures";
+            need(&desktops, &either, reason, Error);
+        }
     } else {
         need(
             &desktops,
@@ -432,6 +448,7 @@ mod tests {
             pool: Some("daas".parse().unwrap()),
             network: "/sdn/zones/localnetwork/vmbr2".to_owned(),
             room: 4 << 30,
+            rest: Rest::Configure,
         }
     }
 
@@ -446,7 +463,8 @@ mod tests {
                 "VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Cloudinit", "VM.Config.Options",
                 "VM.Config.Network", "VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk",
                 "VM.Config.CDROM", "VM.Config.HWType", "Pool.Audit",
-                "VM.GuestAgent.Audit", "VM.GuestAgent.FileWrite", "VM.GuestAgent.Unrestricted",
+                "VM.GuestAgent.Audit", "VM.GuestAgent.FileWrite", "VM.GuestAgent.FileRead",
+                "VM.GuestAgent.Unrestricted",
             ]),
             "/storage/local-lvm": all(&["Datastore.AllocateSpace", "Datastore.Audit"]),
             "/sdn": all(&["SDN.Use"]),
@@ -550,6 +568,14 @@ mod tests {
         permissions["/nodes"] = json!({});
         let checks = judged("8.4.1", permissions, resources.clone(), YES());
         assert_eq!(verdict(&checks), CheckStatus::Warning);
+    }
+
+    #[test]
+    fn files_are_read_only_where_ansible_configures_desktops() {
+        let rest = Rest::Nothing;
+        let needs = needs(&Wanted { rest, ..wanted() }, 9);
+        let reads = |need: &Need| need.any_of.contains(&"VM.GuestAgent.FileRead");
+        assert!(!needs.iter().any(reads));
     }
 
     #[test]

@@ -114,6 +114,7 @@ fn orphan(number: u32) -> DesktopSpec {
         name: DesktopName::from_number(number).unwrap(),
         session: mayfly_api::SessionId::new(),
         in_domain: false,
+        playbook: None,
         cpus: 1,
         memory_mib: 128,
         lifetime: Duration::from_secs(600),

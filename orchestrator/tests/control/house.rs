@@ -198,6 +198,7 @@ async fn start(
             keep_max_s: None,
             domain: false,
             shares: Vec::new(),
+            playbook: None,
         }],
         ..Config::default()
     };

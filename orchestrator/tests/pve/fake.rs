@@ -6,7 +6,7 @@ use mayfly_orchestrator::clock::Clock;
 use mayfly_orchestrator::doctor::verdict;
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::pve::call::{self, Kind, NewClone, Settings};
-use mayfly_orchestrator::pve::preflight::{Wanted, preflight};
+use mayfly_orchestrator::pve::preflight::{Rest, Wanted, preflight};
 use mayfly_orchestrator::pve::reply::{NodeState, Power, Resource, ipv4_of};
 use mayfly_orchestrator::pve::task::{Finished, Patience, Tasks, follow};
 use mayfly_orchestrator::pve::{Cause, Client, Endpoint, Limits, PveError, Retry, Token, Upid};
@@ -297,6 +297,7 @@ fn wanted() -> Wanted {
         pool: Some("daas".parse().unwrap()),
         network: "/sdn/zones/localnetwork/vmbr2".to_owned(),
         room: 4 << 30,
+        rest: Rest::Configure,
     }
 }
 

@@ -238,6 +238,7 @@ mod tests {
             name: name(1),
             session: mayfly_api::SessionId::new(),
             in_domain: false,
+            playbook: None,
             cpus: 2,
             memory_mib: 1536,
             lifetime: Duration::from_secs(60),

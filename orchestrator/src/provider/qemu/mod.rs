@@ -736,6 +736,7 @@ mod tests {
             name: DesktopName::from_number(1).unwrap(),
             session: mayfly_api::SessionId::new(),
             in_domain: false,
+            playbook: None,
             cpus: 1,
             memory_mib: 64,
             lifetime: Duration::from_secs(60),

@@ -1,5 +1,6 @@
 //! What Terraform and OpenTofu say with `-json`: one JSON object a line. Pure.
 
+use crate::run::one_line;
 use serde::Deserialize;
 
 /// One line, as far as it matters here.
@@ -49,6 +50,14 @@ pub(super) fn read(line: &str) -> Option<Said> {
     }
 }
 
+/// What a line says for a log.
+pub(super) fn progress(line: &str) -> Option<String> {
+    match read(line)? {
+        Said::Progress(words) => Some(words),
+        Said::Error { .. } => None,
+    }
+}
+
 /// Why a run failed, from all that it said: its errors, or else its last words.
 pub(super) fn failure(output: &str) -> String {
     let errors: Vec<String> = output
@@ -89,10 +98,6 @@ pub(super) fn words(output: &str) -> String {
             Err(_) => format!("{line}\n"),
         })
         .collect()
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -21,17 +21,18 @@ mod run;
 
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, JOURNAL, Locks, MachineState, Provider,
-    ProviderError, Section, Steps, journal,
+    ProviderError, Section, SshServer, Steps, journal,
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
 use crate::pve::call::{self, Kind};
-use crate::pve::preflight::{Wanted, preflight};
+use crate::pve::preflight::{Rest, Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
 use crate::pve::task::{Patience, Tasks, follow};
 use crate::pve::{
     Cause, Client, Endpoint, Guest, Limits, PoolName, PveError, Retry, StorageName, Token, VmId,
 };
+use crate::run::Run;
 use crate::secret::{self, Secrets};
 use crate::store::machines::{Machines, Reserved, Reserving};
 use crate::trust::Trust;
@@ -39,7 +40,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use mayfly_api::DesktopName;
 use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
-use run::{Module, Run, Variable};
+use run::{Module, Variable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -50,6 +51,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The account that cloud-init makes, with the desktop's key.
+const SSH_USER: &str = "mayfly";
+/// Where SSH answers.
+const SSH_PORT: u16 = 22;
+/// cloud-init's last word of a first boot, in which it makes the host keys anew; until then it is not there, also in a template
+/// that was booted before: each machine's is in a folder of its own.
+const FIRST_BOOT_OVER: &str = "/var/lib/cloud/instance/boot-finished";
+/// The machine's public host key.
+const HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key.pub";
 /// Where xrdp answers.
 const RDP_PORT: u16 = 3389;
 /// The cluster's lists are asked for again after this.
@@ -268,6 +278,8 @@ pub struct Parts {
     pub agents: Arc<Agents>,
     /// Where this orchestrator's API answers Terraform: `http://127.0.0.1:5000`.
     pub api: String,
+    /// What is left to do in its machines.
+    pub rest: Rest,
 }
 
 /// The provider `terraform`.
@@ -504,6 +516,7 @@ impl Terraform {
             "cores": spec.cpus,
             "memory_mb": spec.memory_mib,
             "disk_gb": proxmox.disk_gb,
+            "user": SSH_USER,
             "ssh_public_key": self.ssh_key(spec.name),
         })
     }
@@ -562,7 +575,7 @@ impl Terraform {
         let secrets = [self.site.secret.clone(), password];
         let run = self.run(name);
         let made = tokio::select! {
-            made = run.wait(&secrets) => made,
+            made = run.wait(run::LANGUAGE, &secrets) => made.map(drop),
             never = self.cloned(name) => match never {},
         };
         made.map_err(|why| {
@@ -587,6 +600,19 @@ impl Terraform {
                 self.config.proxmox.bridge
             ))
         })
+    }
+
+    /// A file of the guest.
+    async fn read(&self, guest: &Guest, file: &str) -> Result<String, ProviderError> {
+        let error = match self.site.client.send(&call::agent_read(guest, file)).await {
+            Ok(read) => return Ok(read.content),
+            Err(error) => error,
+        };
+        if error.cause() != Cause::NoSuchFile && error.retry() == Retry::Never {
+            return Err(of_pve(error));
+        }
+        tokio::time::sleep(AGENT_PAUSE).await;
+        Err(ProviderError::NotYet(error.to_string()))
     }
 
     /// Removes its virtual machine, and says whether there was one.
@@ -666,7 +692,7 @@ impl Provider for Terraform {
                 return found.clone();
             }
         }
-        let found = checks_of(&self.config, &self.site).await;
+        let found = checks_of(&self.config, &self.site, self.parts.rest).await;
         *checked = Some((Instant::now(), found.clone()));
         found
     }
@@ -703,10 +729,11 @@ impl Provider for Terraform {
         };
         let run = self.run(name);
         let variables = self.variables(spec, &machine, &template_node);
-        run.make(&module, &variables)
+        run::make(&run, &module, &variables)
             .and_then(|()| {
                 let deadline = crate::clock::s(self.config.apply_timeout_s);
-                run.apply(&self.parts.orchestrator, &program, &environment, deadline)
+                let orchestrator = &self.parts.orchestrator;
+                run::apply(&run, orchestrator, &program, &environment, deadline)
             })
             .map_err(|error| failed(&folder, &error))?;
         self.step(STEPS[2])?;
@@ -793,7 +820,8 @@ impl Provider for Terraform {
         }
         let password = self.parts.secrets.terraform_password(name);
         let secrets = [self.site.secret.clone(), password];
-        let mut sections = vec![self.run(name).said(&secrets)];
+        let said = self.run(name).said("terraform", run::LANGUAGE, &secrets);
+        let mut sections = vec![said];
         let client = &self.site.client;
         let Ok(Ok(guest)) = tokio::time::timeout(TASKS_LIMIT, self.require(name)).await else {
             return sections;
@@ -811,6 +839,20 @@ impl Provider for Terraform {
         });
         sections.push(journal);
         sections
+    }
+
+    async fn ssh(&self, name: DesktopName) -> Result<SshServer, ProviderError> {
+        let guest = self.require(name).await?;
+        self.read(&guest, FIRST_BOOT_OVER).await?;
+        let key = self.read(&guest, HOST_KEY).await?;
+        let host_key = key.trim().parse().map_err(|error| {
+            ProviderError::Failed(format!("{HOST_KEY} of {name} is no public key: {error}"))
+        })?;
+        Ok(SshServer {
+            address: SocketAddr::new(self.address(name).await?, SSH_PORT),
+            user: SSH_USER.to_owned(),
+            host_key,
+        })
     }
 
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
@@ -866,14 +908,14 @@ impl Provider for Terraform {
 }
 
 /// What `doctor` says of a configuration.
-pub async fn checks(config: &TerraformConfig) -> Vec<Check> {
+pub async fn checks(config: &TerraformConfig, rest: Rest) -> Vec<Check> {
     match Site::open(&config.proxmox) {
-        Ok(site) => checks_of(config, &site).await,
+        Ok(site) => checks_of(config, &site, rest).await,
         Err(error) => vec![check("proxmox", CheckStatus::Error, format!("{error:#}"))],
     }
 }
 
-async fn checks_of(config: &TerraformConfig, site: &Site) -> Vec<Check> {
+async fn checks_of(config: &TerraformConfig, site: &Site, rest: Rest) -> Vec<Check> {
     let mut found = vec![
         match which::which(&config.program) {
             Ok(path) => check("terraform", CheckStatus::Ok, path.display().to_string()),
@@ -909,6 +951,7 @@ async fn checks_of(config: &TerraformConfig, site: &Site) -> Vec<Check> {
         pool: site.pool.clone(),
         network: format!("/sdn/zones/{}/{}", proxmox.zone, proxmox.bridge),
         room: 1 << 30,
+        rest,
     };
     found.extend(preflight(&site.client, &wanted).await);
     found
