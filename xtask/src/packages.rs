@@ -136,6 +136,11 @@ const NEEDS: &[Need] = &[
         &["dnsmasq-base"],
         "gives the PVE lab's machines addresses",
     ),
+    need(
+        Test,
+        &["nftables"],
+        "the firewall of the PVE lab's machines",
+    ),
     need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),
