@@ -6,7 +6,8 @@ generate_tap_rules_direction, ruleset_create_vm_chain, generate_tap_layer2filter
 Other than there, and known:
 * No connections: a bridge of the kernel does not always track them. An answer is what comes back from an address and a port that
   a rule lets be asked, and opens no TCP connection; an ICMP error is one from such an address.
-* REJECT drops: a bridge of the kernel cannot always reject. Policies that let everything pass, macros and IPv6 addresses are refused.
+* REJECT drops: a bridge of the kernel cannot always reject.
+* Policies that let everything pass, security groups, macros, aliases and IPv6 addresses are not known.
 * The filter of hardware addresses holds for every frame. There, DHCP questions pass it.
 """
 
@@ -29,6 +30,10 @@ table bridge mayfly {
     chain output { type filter hook output priority -200; oifname vmap @to; }
 }
 """
+
+
+# Of a rule; the version of IP follows from the rest.
+KNOWN = {'type', 'action', 'enable', 'comment', 'proto', 'dport', 'source', 'dest', 'ipversion'}
 
 
 class Unknown(Exception):
@@ -134,6 +139,8 @@ def chain(conf, way, policy):
         raise Unknown(f'a policy {policy}: which answers belong to what it lets pass?')
     rules = [rule for rule in conf['rules'] if rule['enable']]
     for rule in rules:
+        if rule['type'] == 'group':
+            raise Unknown(f'a security group, {rule["action"]}')
         if rule['type'] != way and rule['action'] == 'ACCEPT':
             yield from answers(conf, rule, way)
     for rule in rules:
@@ -147,7 +154,7 @@ def chain(conf, way, policy):
 
 
 def match(conf, rule):
-    if rule['type'] not in ('in', 'out') or not {'type', 'action', 'enable', 'comment', 'proto', 'dport', 'source', 'dest'} >= set(rule):
+    if not KNOWN >= set(rule):
         raise Unknown(f'a rule like {rule}')
     words = [f'ip {end}addr {addresses_of(conf, rule[name])}' for end, name in (('s', 'source'), ('d', 'dest')) if name in rule]
     if 'dport' in rule:
@@ -170,11 +177,11 @@ def answers(conf, rule, way):
 
 
 def addresses_of(conf, name):
-    if not name.startswith('+'):
+    if re.fullmatch(r'[\d./,-]+', name):
         return f'{{ {name} }}'
-    if name[1:] not in conf['ipset']:
-        raise Unknown(f"no such ipset '{name[1:]}'")
-    return addresses(conf['ipset'][name[1:]])
+    if name.removeprefix('+') not in conf['ipset']:
+        raise Unknown(f'there is no IP set {name}')
+    return addresses(conf['ipset'][name.removeprefix('+')])
 
 
 def addresses(members):
