@@ -739,8 +739,10 @@ mod tests {
         thread::spawn(move || take(&machine, &events));
         assert!(inbox.recv_timeout(Duration::from_millis(500)).is_err());
         fs::write(&file, &whole).unwrap();
-        let event = inbox.recv_timeout(Duration::from_secs(30)).unwrap();
-        assert!(matches!(event, Event::Taken(..)));
+        let next = || inbox.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(matches!(next(), Event::Taken(..)));
+        // Until then it writes into the folder, which could not be removed.
+        assert!(matches!(next(), Event::Settled(_)));
     }
 
     #[test]

@@ -16,7 +16,9 @@ CONFIG.json (optional ones with their default):
     time_scale 1.0                   real seconds of one of Proxmox VE's, for waits and delays; machines take the time they take
     nodes [{name, memory_mib, cores}]                   pve1, pve2, pve3 of 16 GiB
     storages [{name, size_gib, type "lvmthin", shared}] and any other setting of a storage
-    templates [{vmid, name, node, image, storage "local-lvm", config {}}]     image: an image folder; config: further settings
+    templates [{vmid, name, node, image, storage "local-lvm", config {}, firewall}]     image: an image folder; config: further
+                                     settings; firewall: a file as in /etc/pve/firewall, which turns the cluster's firewall on
+    ip_sets {}                       {name: [address]}: members of the IP sets of such a file, instead of its own
     pools [name]
     tokens [{id, secret, acl [{path, privileges}]}]     without acl: may do anything
     delays {}                        seconds: of a task by its kind (qmclone, qmstart, qmstop, qmdestroy…), "allocate" on a

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The lab's network, in a network namespace of the caller's: a bridge with 10.85.0.1/24, and a DHCP server on it.
+# The lab's network, in a network namespace of the caller's: a bridge with 10.85.0.1/24, and a DHCP server on it. What it gives is in
+# 10.85.0.128/25, the desktops' network; everything else is in the other half. A machine's firewall is the lab's business (firewall.py).
 #
 #   unshare --net --mount --pid --fork --kill-child --mount-proc sh network.sh BRIDGE FOLDER COMMAND…
 #
@@ -16,6 +17,6 @@ ip link set "$bridge" up
 # and in its group, which it may not leave where that root is an ordinary user. Leases are short: every desktop has a new address.
 setpriv --pdeathsig KILL dnsmasq --keep-in-foreground --log-facility=- --conf-file=/dev/null --pid-file= --user=root --group= \
     --port=0 --interface="$bridge" --bind-interfaces --except-interface=lo --no-ping --dhcp-authoritative \
-    --dhcp-range=10.85.0.10,10.85.0.250,5m --dhcp-option=option:dns-server,10.85.0.1 --dhcp-leasefile="$folder/leases" \
+    --dhcp-range=10.85.0.130,10.85.0.250,5m --dhcp-option=option:dns-server,10.85.0.1 --dhcp-leasefile="$folder/leases" \
     >"$folder/dnsmasq.log" 2>&1 &
 exec "$@"

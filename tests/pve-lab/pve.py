@@ -8,15 +8,18 @@ Ours, from the documents and the sources of Proxmox VE (qemu-server, pve-storage
 * clone, start, stop, shutdown, reboot, reset, resize, destroy and the guest agent act on a virtual machine;
 * settings are written as Proxmox VE writes them: drives, network devices, numbers; some need other privileges than in fakepve;
 * a clone waits 1 s for its template's lock and then for its storage's turn, 10 s at most;
+* a clone has its template's firewall, and it holds on the bridge (firewall.py);
 * memory and space of nodes and storages are of this lab's guests, so that a choice of node can be tested;
 * faults on order (orders.py).
 
-Records only, as in fakepve: snapshots, suspend, HA, backups, firewalls; a migration changes the node's name and nothing else.
+Records only, as in fakepve: snapshots, suspend, HA, backups, firewalls of nodes, a change of the firewall of a machine that runs;
+a migration changes the node's name and nothing else.
 """
 
 import asyncio
 import collections
 import contextlib
+import copy
 import json
 import pathlib
 import re
@@ -26,13 +29,15 @@ import time
 import traceback
 
 from fakepve import FakePve, schema, shapes
+from fakepve.firewall import verify_rule
 from fakepve.model import PveError, TaskError, lock_timeout
 from fakepve.qemu import DRIVE_KEY, drives_of, join_drive, split_drive, volume_ref, with_mac
 from fakepve.routing import die, split_list
 from fakepve.server import USER, ok
 
 import agent
-from machine import Image, Machine, Refused, Silent, options_of, run, seed
+import firewall
+from machine import Image, Machine, Refused, Silent, mac_of, options_of, run, seed
 from orders import Orders
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -91,12 +96,16 @@ class Lab(Orders, FakePve):
             shutil.rmtree(self.folder / 'machines', ignore_errors=True)
         (self.folder / 'machines').mkdir(parents=True, exist_ok=True)
         for template in config['templates']:
+            rules = template.pop('firewall', None)
             await self.add_template(**template)
+            if rules:
+                self.add_firewall(template['vmid'], pathlib.Path(rules).read_text(), config.get('ip_sets'))
         for about in kept['guests'] if kept else []:
             # As after a loss of power: everything is there but does not run, and what held a lock holds it still.
             vm = self.add_vm(about['vmid'], about['name'])
             vars(vm).update(about)
             self.machines[vm.vmid] = Machine(vm.vmid, self.machines[vm.source].image, self.place(vm.vmid))
+            self.copy_firewall(vm.source, vm.vmid)
         for name, about in kept['storages'].items() if kept else []:
             self.storages[name].update(about)
         for vm in self.vms:
@@ -120,6 +129,28 @@ class Lab(Orders, FakePve):
             'ostype': 'l26', 'template': 1}
         self.add_vm(vmid, name, node, config=settings | (config or {}), template=True)
         self.machines[vmid] = Machine(vmid, image)
+
+    # ── firewall ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add_firewall(self, vmid, text, sets):
+        """What an administrator does with a file; what Proxmox VE would refuse of it is refused."""
+        cluster, own = self.firewall_config('cluster'), self.firewall_config('vm', vmid=vmid)
+        if not cluster['options'].get('enable'):
+            firewall.load(firewall.TABLE)
+            cluster['options']['enable'] = 1
+        own.update(firewall.read(text, sets))
+        for rule in own['rules']:
+            verify_rule(rule, cluster, own, 'vm')
+        self.vm(vmid).config['net0'] += ',firewall=1'
+
+    def copy_firewall(self, source, new):
+        """As clone_vmfw_conf does (PVE::Firewall::Helpers)."""
+        self.firewall_config('vm', vmid=new).update(copy.deepcopy(self.firewall_config('vm', vmid=source)))
+
+    def guard(self, vm):
+        """The firewall holds if cluster, guest and network device all say so."""
+        if self.firewall_config('cluster')['options'].get('enable') and options_of(vm.config.get('net0', '')).get('firewall') == '1':
+            firewall.load(firewall.guard(f'tap{vm.vmid}', mac_of(vm.config), self.firewall_config('vm', vmid=vm.vmid)))
 
     def place(self, vmid):
         return self.folder / 'machines' / str(vmid)
@@ -259,6 +290,7 @@ class Lab(Orders, FakePve):
             # A cloud-init drive is the clone's own. Under the template's name its end would be the end of the template's.
             if volume.endswith(f'vm-{source}-cloudinit'):
                 new.config[key], _ = self._qm_new_drive(new.vmid, key, f'{volume_ref(volume)[0]}:cloudinit', None)
+        self.copy_firewall(source, new.vmid)
         return note
 
     async def power_up(self, vm):
@@ -269,8 +301,9 @@ class Lab(Orders, FakePve):
             if vm.vmid not in self.machines:
                 raise Refused('the lab has an image for clones of its templates only')
             machine = self.machines[vm.vmid]
+            self.guard(vm)
             await machine.start(vm.name, vm.config, ended)
-        except (Refused, OSError) as error:
+        except (Refused, firewall.Unknown, OSError) as error:
             ended()
             raise TaskError(f'start failed: {error}') from error
         machine.silent_until = time.monotonic() + self.delays.get('agent', 0) * self.time_scale

@@ -19,6 +19,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 const ALONE: &str = "MAYFLY_TEST_ALONE";
 /// The machines' bridge, and this side of it.
 const BRIDGE: &str = "vmbr2";
+const HERE: &str = "10.85.0.1";
+/// A domain controller and file server ([`crate::realm`]).
+const DOMAIN: &str = "10.85.0.10";
 /// Where agents call.
 pub const AGENTS: &str = "10.85.0.1:5001";
 /// The number of the virtual machine of desktop 0.
@@ -102,6 +105,34 @@ fn lab_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pve-lab")
 }
 
+/// The Terraform module, and the firewall of a desktop.
+fn module_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox")
+}
+
+/// Shows by frames of its own, in the network of [`alone`], that the firewall of a desktop lets flow what the table in the
+/// documentation lists, and nothing else (`isolation.py`).
+///
+/// # Errors
+/// What does not flow, or flows.
+pub fn firewall_is_as_documented() -> Result<()> {
+    let output = Command::new("python3")
+        .arg(lab_folder().join("isolation.py"))
+        .arg(BRIDGE)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/proxmox.md"))
+        .arg(module_folder().join("desktop.fw"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .context("starting python3")?;
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
 /// A virtual machine as the lab has it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Machine {
@@ -161,7 +192,15 @@ impl Site {
         let mut config = json!({
             "cert": path("node.pem"), "key": path("node.key"), "run_folder": path("lab"), "bridge": BRIDGE,
             "storages": [{"name": "ceph", "type": "rbd", "shared": 1, "size_gib": 100}],
-            "templates": [{"vmid": TEMPLATE, "name": "desktop-template", "node": "pve1", "image": image, "storage": "ceph"}],
+            "templates": [{
+                "vmid": TEMPLATE, "name": "desktop-template", "node": "pve1", "image": image, "storage": "ceph",
+                "firewall": module_folder().join("desktop.fw"),
+            }],
+            // Everybody on this side of the bridge has its one address, and a domain has the other.
+            "ip_sets": {
+                "people": [HERE], "orchestrator": [HERE], "domain": [DOMAIN], "files": [DOMAIN],
+                "services": [HERE, DOMAIN], "ipfilter-net0": ["10.85.0.128/25"],
+            },
             "pools": ["daas"],
             "tokens": [{"id": TOKEN.0, "secret": TOKEN.1}],
         });
@@ -254,6 +293,23 @@ impl Site {
         Ok(words("out"))
     }
 
+    /// Takes the firewall of every machine away, as long as they run.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn without_firewall(&self) -> Result<()> {
+        let done = Command::new("nft")
+            .args(["delete", "table", "bridge", "mayfly"])
+            .output()
+            .context("starting nft (nftables)")?;
+        ensure!(
+            done.status.success(),
+            "nft: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        Ok(())
+    }
+
     /// A file of its own, such as `ca.pem` or `token`.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
@@ -269,7 +325,6 @@ impl Site {
             std::env::var(name)
                 .with_context(|| format!("{name} is not set: run `cargo xtask test`"))
         };
-        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox");
         Ok(format!(
             "[agents]\nlisten = {AGENTS:?}\n\
              [provider.terraform]\nprogram = {:?}\nplugins = {:?}\nmodule = {:?}\nfirst_vm_id = {FIRST_VM_ID}\n\
@@ -277,7 +332,7 @@ impl Site {
              ca_file = {:?}\ntemplate = {TEMPLATE}\nstorage = \"ceph\"\nbridge = {BRIDGE:?}\npool = \"daas\"\n",
             tool("MAYFLY_TOFU")?,
             tool("MAYFLY_PLUGINS")?,
-            module.canonicalize()?,
+            module_folder().canonicalize()?,
             self.port,
             TOKEN.0,
             self.path("token"),

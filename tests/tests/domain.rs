@@ -57,7 +57,9 @@ async fn whole_chain() -> Result<()> {
         realm.configuration()
     );
     let provider = Provider::Terraform(configuration);
-    let orchestrator = Orchestrator::start(&lab, &provider, "idle_s = 5").await?;
+    // Nobody beats here for the session while a stranger is tried.
+    let limits = "idle_s = 5\nlease_s = 1800";
+    let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
     let desk = Desk::start(&lab).await?;
     story.tell("site, orchestrator and desk started");
 

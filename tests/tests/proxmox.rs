@@ -13,7 +13,7 @@ use mayfly_orchestrator::domain::Member;
 use mayfly_orchestrator::http::terraform::{Backend, router};
 use mayfly_orchestrator::provider::conformance::{self, World};
 use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
-use mayfly_orchestrator::provider::{Provider, Steps};
+use mayfly_orchestrator::provider::{CheckStatus, Provider, Steps};
 use mayfly_orchestrator::pve::preflight::Rest;
 use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::machines::Machines;
@@ -21,8 +21,11 @@ use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
 use mayfly_tests::realm::Realm;
 use mayfly_tests::sessions::{END, Held, READY};
-use mayfly_tests::site::{AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, kill};
+use mayfly_tests::site::{
+    AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
+};
 use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -153,6 +156,7 @@ fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
             let session = one.ready(&here.orchestrator).await?;
             addresses.push(session.rdp.context("an address")?.address);
         }
+        they_do_not_reach_each_other(&mut here, &addresses).await?;
         addresses.sort_unstable();
         addresses.dedup();
         assert_eq!(addresses.len(), 3);
@@ -174,6 +178,43 @@ fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
         }
         here.nothing_is_left().await
     })
+}
+
+/// Two machines that the orchestrator had made, by the firewall that their clones brought along.
+async fn they_do_not_reach_each_other(here: &mut Here, addresses: &[SocketAddr]) -> Result<()> {
+    let machine = here
+        .site
+        .machines()?
+        .into_iter()
+        .min_by_key(|m| m.vmid)
+        .context("a machine")?;
+    let others = || addresses.iter().map(SocketAddr::ip);
+    // Its own address as well: it answers, so the program works.
+    let reached = |here: &mut Here| -> Result<Vec<IpAddr>> {
+        let mut list = Vec::new();
+        for ip in others() {
+            let line = format!("ping -c 1 -W 2 {ip} >/dev/null && echo yes || echo no");
+            if here.site.shell(machine.vmid, &line)?.trim() == "yes" {
+                list.push(ip);
+            }
+        }
+        Ok(list)
+    };
+    let list = reached(here)?;
+    ensure!(list.len() == 1, "it reaches {list:?}, itself among them");
+    here.site.without_firewall()?;
+    until("it reaches all without the firewall", READY, async || {
+        Ok((reached(here)?.len() == addresses.len()).then_some(()))
+    })
+    .await
+}
+
+#[test]
+fn a_desktop_s_firewall_lets_flow_what_the_documentation_lists_and_nothing_else() -> Result<()> {
+    alone(
+        "a_desktop_s_firewall_lets_flow_what_the_documentation_lists_and_nothing_else",
+        async || firewall_is_as_documented(),
+    )
 }
 
 #[test]
@@ -607,7 +648,13 @@ fn steps(of: &str) -> Vec<&'static str> {
 #[test]
 fn conformance_a_desktop_lives_and_dies() -> Result<()> {
     alone("conformance_a_desktop_lives_and_dies", async || {
-        conformance::a_desktop_lives_and_dies(&Ground::new(None).await?).await;
+        let ground = Ground::new(None).await?;
+        let checks = ground.provider(Arc::new(|_| Ok(()))).preflight().await;
+        ensure!(
+            checks.iter().all(|check| check.status == CheckStatus::Ok),
+            "the site is as the documentation wants it: {checks:?}"
+        );
+        conformance::a_desktop_lives_and_dies(&ground).await;
         Ok(())
     })
 }

@@ -142,6 +142,11 @@ const NEEDS: &[Need] = &[
         &["python3-asyncssh"],
         "an SSH server of the tests' own",
     ),
+    need(
+        Test,
+        &["nftables"],
+        "the firewall of the PVE lab's machines",
+    ),
     need(Test, &["x11-xkb-utils"], "sets the person's keyboard"),
     need(Test, &["python3-venv"], "tools that only PyPI has"),
     need(Test, &["procps"], "finds and kills what a test wants dead"),

@@ -5,8 +5,9 @@
 use super::error::Effect;
 use super::name::{Guest, NodeName, PoolName, VmId};
 use super::reply::{
-    AgentResult, CloneFeature, Config, Done, Executed, Execution, FileContent, Interface, LogLine,
-    NextId, Permissions, Resource, TaskLine, TaskStatus, Version, VmStatus,
+    AgentResult, CloneFeature, Config, Done, Executed, Execution, FileContent, FirewallOptions,
+    FirewallRule, Interface, LogLine, NextId, Permissions, Resource, TaskLine, TaskStatus, Version,
+    VmStatus,
 };
 use super::upid::Upid;
 use data_encoding::BASE64;
@@ -467,6 +468,26 @@ pub fn delete(guest: &Guest) -> Call<Upid> {
 #[must_use]
 pub fn status(guest: &Guest) -> Call<VmStatus> {
     Call::new(Method::Get, "/nodes/{node}/qemu/{vmid}/status/current").guest(guest)
+}
+
+// ─── firewalls ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Options of the cluster's firewall. `Sys.Audit` on `/`.
+#[must_use]
+pub fn cluster_firewall() -> Call<FirewallOptions> {
+    Call::new(Method::Get, "/cluster/firewall/options")
+}
+
+/// Options of a guest's firewall. `VM.Audit`.
+#[must_use]
+pub fn firewall(guest: &Guest) -> Call<FirewallOptions> {
+    Call::new(Method::Get, "/nodes/{node}/qemu/{vmid}/firewall/options").guest(guest)
+}
+
+/// Its rules, in the order in which they count. `VM.Audit`.
+#[must_use]
+pub fn firewall_rules(guest: &Guest) -> Call<Vec<FirewallRule>> {
+    Call::new(Method::Get, "/nodes/{node}/qemu/{vmid}/firewall/rules").guest(guest)
 }
 
 // ─── its agent ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@
 pub mod call;
 mod client;
 mod error;
+pub mod firewall;
 mod name;
 pub mod preflight;
 pub mod reply;

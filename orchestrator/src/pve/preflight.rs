@@ -6,6 +6,7 @@
 use super::call::{self, Kind};
 use super::client::Client;
 use super::error::PveError;
+use super::firewall::{self, Firewall};
 use super::name::{Guest, PoolName, StorageName, VmId};
 use super::reply::{
     CloneFeature, GuestLine, NodeLine, NodeState, Permissions, Resource, StorageLine, Version,
@@ -56,6 +57,8 @@ pub struct Found {
     pub resources: Vec<Resource>,
     /// Whether the template can be cloned as linked; `None` if it could not be asked.
     pub clone: Option<CloneFeature>,
+    /// The template's firewall; `None` without a template on a node that is up.
+    pub firewall: Option<Firewall>,
 }
 
 /// A privilege that is needed.
@@ -97,23 +100,25 @@ pub async fn look(client: &Client, wanted: &Wanted) -> Result<Found, PveError> {
     for kind in [Kind::Guests, Kind::Nodes, Kind::Storages] {
         resources.extend(client.send(&call::cluster_resources(kind)).await?);
     }
-    let clone = match template(wanted, &resources) {
-        Some(line) => {
-            let place = Guest {
-                node: line.node.clone(),
-                id: line.vmid,
-            };
-            // A node that is down, a privilege that is missing: said by another line.
-            client.send(&call::clone_feature(&place)).await.ok()
+    let (mut clone, mut firewall) = (None, None);
+    if let Some(line) = template(wanted, &resources) {
+        let place = Guest {
+            node: line.node.clone(),
+            id: line.vmid,
+        };
+        // A node that is down, a privilege that is missing: said by another line.
+        clone = client.send(&call::clone_feature(&place)).await.ok();
+        if online(&resources, &place.node) {
+            firewall = Some(firewall::look(client, &place).await);
         }
-        None => None,
-    };
+    }
     Ok(Found {
         version,
         token: client.token().to_owned(),
         permissions,
         resources,
         clone,
+        firewall,
     })
 }
 
@@ -229,6 +234,9 @@ pub fn judge(wanted: &Wanted, found: &Found) -> Vec<Check> {
     checks.extend(judge_permissions(wanted, found));
     checks.extend(judge_nodes(&found.resources));
     checks.push(judge_template(wanted, found));
+    if let Some(firewall) = &found.firewall {
+        checks.extend(firewall::judge(wanted.template, firewall));
+    }
     checks.push(judge_storage(wanted, &found.resources));
     checks
 }
@@ -487,6 +495,8 @@ mod tests {
             permissions: serde_json::from_value(permissions).unwrap(),
             resources: serde_json::from_value(resources).unwrap(),
             clone: serde_json::from_value(clone).unwrap(),
+            // `firewall.rs` has its tests.
+            firewall: None,
         };
         judge(&wanted(), &found)
     }

@@ -256,6 +256,81 @@ impl Config {
             .find(|(_, value)| is_mac(value))
             .map(|(_, mac)| mac.to_ascii_lowercase())
     }
+
+    /// Whether the firewall's rules hold for a network device.
+    #[must_use]
+    pub fn is_behind_firewall(&self, index: u8) -> bool {
+        self.get(&format!("net{index}"))
+            .is_some_and(|device| device.split(',').any(|part| part == "firewall=1"))
+    }
+}
+
+/// `GET …/firewall/options`, of the cluster or of a guest.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct FirewallOptions {
+    /// Whether it is on; the cluster's may be a number above 1.
+    #[serde(default, deserialize_with = "flag")]
+    pub enable: bool,
+    policy_in: Option<Policy>,
+    policy_out: Option<Policy>,
+}
+
+impl FirewallOptions {
+    /// What happens to what no rule of a guest names, on its way in; without a setting it is dropped, as
+    /// `generate_tap_rules_direction` does (pve-firewall, `PVE/Firewall.pm`).
+    #[must_use]
+    pub fn policy_in(&self) -> Policy {
+        self.policy_in.unwrap_or(Policy::Drop)
+    }
+
+    /// The same on its way out; without a setting it passes.
+    #[must_use]
+    pub fn policy_out(&self) -> Policy {
+        self.policy_out.unwrap_or(Policy::Accept)
+    }
+}
+
+/// What happens to what no rule names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Policy {
+    /// It passes.
+    Accept,
+    /// It does not, and the sender is told.
+    Reject,
+    /// It does not.
+    Drop,
+}
+
+/// A line of `GET …/firewall/rules`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FirewallRule {
+    /// Its place.
+    #[serde(default, deserialize_with = "number")]
+    pub pos: u64,
+    /// `in`, `out`, or `group`: a security group's rules.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `ACCEPT`, `DROP` or `REJECT`; the name of a group.
+    pub action: String,
+    /// Whether it counts.
+    #[serde(default, deserialize_with = "flag")]
+    pub enable: bool,
+    /// Whom it is about, on the way in: addresses, `+` and the name of an IP set, or an alias. Everybody without one.
+    pub source: Option<String>,
+}
+
+impl FirewallRule {
+    /// Whether it lets in what anybody sends, to some port at least.
+    #[must_use]
+    pub fn lets_anybody_in(&self) -> bool {
+        let anybody = |source: &str| {
+            source
+                .split(',')
+                .any(|address| address.trim().ends_with("/0"))
+        };
+        self.kind == "in" && self.action == "ACCEPT" && self.source.as_deref().is_none_or(anybody)
+    }
 }
 
 fn is_mac(text: &str) -> bool {

@@ -14,6 +14,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+/// Not among the methods around guests: an unmodified fakepve, which knows all of the description, answers it (`fake.rs`).
+const ELSEWHERE: &str = "/cluster/firewall/options";
+
 /// What is compared of a call.
 struct Described {
     method: &'static str,
@@ -85,6 +88,9 @@ fn every_call() -> Vec<Described> {
         call::shutdown(&guest, Duration::from_secs(60)).into(),
         call::delete(&guest).into(),
         call::status(&guest).into(),
+        call::cluster_firewall().into(),
+        call::firewall(&guest).into(),
+        call::firewall_rules(&guest).into(),
         call::agent_ping(&guest).into(),
         call::agent_interfaces(&guest).into(),
         call::agent_write(&guest, "/run/mayfly/bootstrap", &longest)
@@ -113,6 +119,7 @@ fn every_call_is_as_proxmox_describes_it() {
     let methods: Vec<Value> = serde_json::from_str(&text).unwrap();
     let wrong: Vec<String> = every_call()
         .iter()
+        .filter(|call| call.template != ELSEWHERE)
         .flat_map(|call| complaints(call, &methods))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -303,7 +303,8 @@ fn wanted() -> Wanted {
 
 /// What the token needs, as an administrator gives it; without `but`.
 fn grant(fake: &mut FakePve, but: &str) {
-    let mut rights = Vec::new();
+    // To see that the cluster's firewall is on.
+    let mut rights = vec![("/".to_owned(), "Sys.Audit")];
     for need in mayfly_orchestrator::pve::preflight::needs(&wanted(), 9) {
         if need.any_of[0] != but {
             rights.push((need.path, need.any_of[0]));
@@ -341,6 +342,64 @@ async fn a_missing_privilege_is_named_by_the_call_and_by_the_preflight() {
     grant(&mut fake, "");
     let checks = preflight(&client, &wanted()).await;
     assert_eq!(verdict(&checks), CheckStatus::Ok, "{checks:?}");
+}
+
+#[tokio::test]
+async fn the_preflight_says_when_the_firewall_does_not_keep_desktops_apart() {
+    let mut fake = FakePve::start(0.0);
+    let template = fake.add_template();
+    let client = fake.client();
+    async fn said(client: &Client) -> Vec<String> {
+        let checks = preflight(client, &wanted()).await;
+        assert_ne!(verdict(&checks), CheckStatus::Error, "{checks:?}");
+        let bad = checks.into_iter().filter(|c| c.status != CheckStatus::Ok);
+        bad.map(|check| check.detail).collect()
+    }
+    assert_eq!(said(&client).await, Vec::<String>::new());
+    let rules = client.send(&call::firewall_rules(&template)).await.unwrap();
+    assert_eq!(rules[0].source.as_deref(), Some("192.0.2.0/24"));
+
+    fake.set_firewall(
+        Some(9000),
+        "rules",
+        &json!([{"type": "in", "action": "ACCEPT", "enable": 1}]),
+    );
+    fake.set_firewall(
+        Some(9000),
+        "options",
+        &json!({"enable": 1, "policy_in": "ACCEPT"}),
+    );
+    let open = said(&client).await;
+    for (line, words) in open
+        .iter()
+        .zip(["policy_in", "policy_out", "rule 0 of VM 9000"])
+    {
+        assert!(line.contains(words), "{words}: {open:?}");
+    }
+    assert_eq!(open.len(), 3, "{open:?}");
+    // As the cluster's firewall is on a new site.
+    fake.set_firewall(None, "options", &json!({}));
+    let off = said(&client).await;
+    assert!(
+        off.len() == 1 && off[0].contains("the cluster's firewall is off"),
+        "{off:?}"
+    );
+
+    // What a token needs without this: it is not asked for what it may not see.
+    for need in mayfly_orchestrator::pve::preflight::needs(&wanted(), 9) {
+        fake.call("grant", json!([TOKEN, need.path, need.any_of[0]]));
+    }
+    fake.set_firewall(Some(9000), "rules", &json!([]));
+    fake.set_firewall(
+        Some(9000),
+        "options",
+        &json!({"enable": 1, "policy_out": "DROP"}),
+    );
+    let unseen = said(&client).await;
+    assert!(
+        unseen.len() == 1 && unseen[0].contains("Sys.Audit on /"),
+        "{unseen:?}"
+    );
 }
 
 #[tokio::test]

@@ -84,6 +84,15 @@ impl FakePve {
         self.order(&json!({ "set": list }));
     }
 
+    /// Changes settings of the cluster's firewall, or of a guest's: `options` or `rules`.
+    pub(crate) fn set_firewall(&mut self, guest: Option<u32>, name: &str, value: &Value) {
+        let of = match guest {
+            Some(id) => json!(["vm", null, id]),
+            None => json!(["cluster"]),
+        };
+        self.order(&json!({ "update": ["firewall_config", of, { name: value }] }));
+    }
+
     pub(crate) fn get(&mut self, of: &str, name: &str) -> Value {
         self.order(&json!({ "get": [of, name] }))
     }
@@ -93,7 +102,7 @@ impl FakePve {
         serde_json::from_value(self.order(&json!({ "requests": true }))).unwrap()
     }
 
-    /// A template 9000 on `pve1`, with a disk that can be cloned as linked, and a pool `daas` with a guest 9001.
+    /// A template 9000 on `pve1`, with a disk that can be cloned as linked, behind a firewall; a pool `daas` with a guest 9001.
     pub(crate) fn add_template(&mut self) -> Guest {
         let volume = json!({"base-9000-disk-0": {"content": "images", "format": "raw", "size": 2_u64 << 30, "vmid": 9000}});
         self.set(
@@ -105,7 +114,7 @@ impl FakePve {
             }}),
         );
         let config = json!({
-            "scsi0": "local-lvm:base-9000-disk-0,size=2G", "net0": "virtio=BC:24:11:00:00:99,bridge=vmbr2",
+            "scsi0": "local-lvm:base-9000-disk-0,size=2G", "net0": "virtio=BC:24:11:00:00:99,bridge=vmbr2,firewall=1",
             "memory": 2048, "cores": 1, "agent": "enabled=1",
         });
         let nothing = Value::Null;
@@ -121,6 +130,12 @@ impl FakePve {
                 9001, "other", "pve1", "stopped", nothing, nothing, nothing, false, nothing, "daas"
             ]),
         );
+        self.set_firewall(None, "options", &json!({"enable": 1}));
+        let drop = json!({"enable": 1, "policy_in": "DROP", "policy_out": "DROP"});
+        self.set_firewall(Some(9000), "options", &drop);
+        let person = json!([{"type": "in", "action": "ACCEPT", "enable": 1, "source": "192.0.2.0/24", "proto": "tcp",
+                             "dport": "3389"}]);
+        self.set_firewall(Some(9000), "rules", &person);
         // It makes up an answer to this one: that nothing can be cloned.
         self.call("fail", json!(["GET", "/9000/feature", 501, "not modelled"]));
         guest(9000)

@@ -3,8 +3,8 @@
     python fakepve_process.py CERT KEY TIME_SCALE
 
 On standard input: {"do": ["name", arguments…]} calls a method of the documented class FakePve, {"set": ["vm 100", "name",
-value]} sets a documented attribute (of "pve" or of a guest), {"get": ["vm 100", "name"]} and {"requests": true} ask. Each is
-answered by one line. It ends with its standard input, so that nothing is left of a test that died.
+value]} sets a documented attribute (of "pve" or of a guest), {"update": ["name", [arguments…], {…}]} changes the dictionary
+that a documented method returns, {"get": ["vm 100", "name"]} and {"requests": true} ask. Each is answered by one line. It ends with its standard input, so that nothing is left of a test that died.
 
 fakepve is a test tool under the AGPL: installed by the test run, never shipped, and nothing of it is here.
 """
@@ -32,6 +32,9 @@ async def obey(pve, order):
         name, attribute, value = order['set']
         setattr(thing(pve, name), attribute, value)
         return None
+    if 'update' in order:
+        name, arguments, values = order['update']
+        return getattr(pve, name)(*arguments).update(values)
     if 'get' in order:
         name, attribute = order['get']
         return getattr(thing(pve, name), attribute)

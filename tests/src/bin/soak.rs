@@ -125,8 +125,8 @@ impl Place {
     }
 }
 
-/// Whoever leaves is followed soon.
-const LIMITS: &str = "idle_s = 20";
+/// Whoever leaves is followed soon; nobody beats for a session here, and the last of ten waits for minutes.
+const LIMITS: &str = "idle_s = 20\nlease_s = 3600";
 
 struct Soak {
     points: Vec<Point>,
