@@ -298,6 +298,17 @@ fn a_terraform_that_is_killed_is_told_and_nothing_is_left() -> Result<()> {
                     failure.problem.detail.contains("SIGKILL"),
                     "{wanted}: {failure:?}"
                 );
+                if wanted == "boot" {
+                    let words = here.orchestrator.logs(&here.lab, held.id)?;
+                    for part in [
+                        "==== terraform ====\n",
+                        "==== proxmox tasks ====\n",
+                        " qmstart by ",
+                        "==== journal ====\n",
+                    ] {
+                        ensure!(words.contains(part), "{part:?} in {words}");
+                    }
+                }
                 here.nothing_is_left()
                     .await
                     .with_context(|| format!("killed at {wanted:?}"))?;

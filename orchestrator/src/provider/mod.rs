@@ -111,8 +111,8 @@ pub struct Section {
 }
 
 impl Section {
-    /// Of which only about the last `limit` bytes are kept by whoever wrote it down: if there are so many, the first line is left
-    /// out, which may be the rest of one.
+    /// A text of which whoever wrote it down kept only the last `limit` bytes or more: if there are so many, its first line may be
+    /// the rest of one, and is left out.
     pub(crate) fn last(title: &'static str, text: String, limit: usize) -> Self {
         let text = match text.split_once('\n') {
             Some((_, rest)) if text.len() >= limit => rest.to_owned(),

@@ -58,7 +58,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// As it is sent, before it is encoded for a URL; a list with NUL in between, as Proxmox VE itself writes one. Shows secrets.
+    /// As it is sent, before it is encoded for a URL; the parts of a list with NUL in between. Shows secrets.
     #[must_use]
     pub fn sent(&self) -> String {
         match self {

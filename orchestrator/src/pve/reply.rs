@@ -457,7 +457,8 @@ pub struct TaskLine {
     /// Who started it.
     pub user: String,
     /// When it began, in seconds since 1970.
-    pub starttime: i64,
+    #[serde(deserialize_with = "number")]
+    pub starttime: u64,
     /// `OK`, `WARNINGS: 2`, or what went wrong. None while it runs.
     pub status: Option<String>,
 }

@@ -644,11 +644,12 @@ async fn tasks_of(client: &Client, guest: &Guest) -> Result<String, PveError> {
     let mut tasks = client.send(&call::guest_tasks(guest, TASKS)).await?;
     tasks.reverse();
     for task in tasks {
-        let begin = jiff::Timestamp::from_second(task.starttime).unwrap_or_default();
+        let begin = i64::try_from(task.starttime).unwrap_or_default();
+        let begin = jiff::Timestamp::from_second(begin).unwrap_or_default();
         let status = task.status.as_deref().unwrap_or("running");
         text += &format!("{begin} {} by {}: {status}\n", task.upid.kind(), task.user);
         if !matches!(status, "OK" | "running" | "RUNNING") {
-            for line in client.last_lines(&task.upid).await? {
+            for line in client.last_lines(&task.upid).await.unwrap_or_default() {
                 text += &format!("    {line}\n");
             }
         }
@@ -656,7 +657,7 @@ async fn tasks_of(client: &Client, guest: &Guest) -> Result<String, PveError> {
     Ok(text)
 }
 
-/// What the program says that [`JOURNAL`] is, in a machine.
+/// What a program says in a machine, as root.
 async fn run_in(client: &Client, guest: &Guest, command: &[&str]) -> Result<String, PveError> {
     let started = client.send(&call::agent_exec(guest, command)).await?;
     loop {
