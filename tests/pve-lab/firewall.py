@@ -30,8 +30,6 @@ table bridge mayfly {
     chain output { type filter hook output priority -200; oifname vmap @to; }
 }
 """
-
-
 # Of a rule; the version of IP follows from the rest.
 KNOWN = {'type', 'action', 'enable', 'comment', 'proto', 'dport', 'source', 'dest', 'ipversion'}
 

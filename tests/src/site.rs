@@ -17,8 +17,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Tells a test that it runs in a network of its own.
 const ALONE: &str = "MAYFLY_TEST_ALONE";
-/// The machines' bridge, and this side of it.
+/// The machines' bridge.
 const BRIDGE: &str = "vmbr2";
+/// This side of it.
 const HERE: &str = "10.85.0.1";
 /// A domain controller and file server ([`crate::realm`]).
 const DOMAIN: &str = "10.85.0.10";

@@ -180,7 +180,7 @@ fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
     })
 }
 
-/// Two machines that the orchestrator had made, by the firewall that their clones brought along.
+/// By the firewall that the clones brought along: without it they do.
 async fn they_do_not_reach_each_other(here: &mut Here, addresses: &[SocketAddr]) -> Result<()> {
     let machine = here
         .site
@@ -188,11 +188,10 @@ async fn they_do_not_reach_each_other(here: &mut Here, addresses: &[SocketAddr])
         .into_iter()
         .min_by_key(|m| m.vmid)
         .context("a machine")?;
-    let others = || addresses.iter().map(SocketAddr::ip);
-    // Its own address as well: it answers, so the program works.
+    // Its own address among them: that answers, so the program works.
     let reached = |here: &mut Here| -> Result<Vec<IpAddr>> {
         let mut list = Vec::new();
-        for ip in others() {
+        for ip in addresses.iter().map(SocketAddr::ip) {
             let line = format!("ping -c 1 -W 2 {ip} >/dev/null && echo yes || echo no");
             if here.site.shell(machine.vmid, &line)?.trim() == "yes" {
                 list.push(ip);

@@ -1,4 +1,5 @@
-//! What a site lacks before desktops can be made on it: each missing privilege with its path, the template, room.
+//! What a site lacks before desktops can be made on it: each missing privilege with its path, the template, room; and a firewall
+//! that keeps them apart ([`firewall`]).
 //!
 //! [`look`] asks, [`judge`] decides: a pure function of what was found. The privileges are those of the calls in [`super::call`],
 //! as Proxmox VE's description of its API names them for each.

@@ -4,7 +4,8 @@
 
 On standard input: {"do": ["name", arguments…]} calls a method of the documented class FakePve, {"set": ["vm 100", "name",
 value]} sets a documented attribute (of "pve" or of a guest), {"update": ["name", [arguments…], {…}]} changes the dictionary
-that a documented method returns, {"get": ["vm 100", "name"]} and {"requests": true} ask. Each is answered by one line. It ends with its standard input, so that nothing is left of a test that died.
+that a documented method returns, {"get": ["vm 100", "name"]} and {"requests": true} ask. Each is answered by one line. It ends with its
+standard input, so that nothing is left of a test that died.
 
 fakepve is a test tool under the AGPL: installed by the test run, never shipped, and nothing of it is here.
 """
