@@ -14,10 +14,7 @@ pub async fn examine(config: &Config) -> Vec<Check> {
     if config.uses(ProviderKind::Terraform) {
         checks.extend(terraform::checks(&config.provider.terraform, config.rest()).await);
     }
-    let playbooks = config.playbooks();
-    if !playbooks.is_empty() {
-        checks.extend(ansible::examine(&config.ansible, &playbooks).await);
-    }
+    checks.extend(ansible::examine(&config.ansible, &config.playbooks()).await);
     if config.uses_domain() {
         checks.extend(domain::checks(&config.domain).await);
     }

@@ -68,22 +68,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             rest: config.rest(),
         };
         let provider = Terraform::new(config.provider.terraform.clone(), parts)?;
-        let mut provider: Arc<dyn Provider> = Arc::new(provider);
-        let playbooks = config.playbooks();
-        if !playbooks.is_empty() {
-            let (settings, state) = (config.ansible.clone(), &config.state_dir);
-            let secrets = secrets.clone();
-            let configured = Ansible::new(
-                provider,
-                settings,
-                playbooks,
-                PROGRAM.into(),
-                state,
-                secrets,
-            )?;
-            provider = Arc::new(configured);
-        }
-        providers.push(provider);
+        // Also without a playbook: runs of an earlier configuration are found and ended.
+        let provider = Ansible::new(
+            Arc::new(provider),
+            config.ansible.clone(),
+            config.playbooks(),
+            PROGRAM.into(),
+            &config.state_dir,
+            secrets.clone(),
+        )?;
+        providers.push(Arc::new(provider));
     }
     if config.uses_domain() {
         let directory = Arc::new(config.domain.open(&secrets.installation())?);

