@@ -3,7 +3,7 @@
 //! It is a lab and not Proxmox VE: its API is an imitation that knows the official schema, and its machines are emulated.
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,7 +11,9 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 /// Tells a test that it runs in a network of its own.
 const ALONE: &str = "MAYFLY_TEST_ALONE";
@@ -23,6 +25,8 @@ pub const AGENTS: &str = "10.85.0.1:5001";
 pub const FIRST_VM_ID: u32 = 1000;
 /// The template.
 pub const TEMPLATE: u32 = 9000;
+/// Even a busy lab says within this what became of an order.
+const ANSWER: Duration = Duration::from_secs(180);
 /// The token's id and secret.
 pub const TOKEN: (&str, &str) = ("mayfly@pve!lab", "7b1d6a52-0000-4000-8000-00000000aa55");
 
@@ -61,6 +65,15 @@ pub fn alone(test: &str, body: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     bail!("{test}, alone: {}", output.status)
 }
 
+/// The Terraform module.
+///
+/// # Errors
+/// When it is not where it belongs.
+pub fn module() -> Result<PathBuf> {
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox");
+    Ok(module.canonicalize()?)
+}
+
 fn lab_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pve-lab")
 }
@@ -85,7 +98,7 @@ pub struct Machine {
 pub struct Site {
     process: Child,
     orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
     folder: tempfile::TempDir,
     port: u16,
 }
@@ -125,7 +138,17 @@ impl Site {
             .spawn()
             .context("starting the Python that MAYFLY_FAKEPVE names")?;
         let orders = process.stdin.take().context("no standard input")?;
-        let answers = BufReader::new(process.stdout.take().context("no standard output")?);
+        let output = process.stdout.take().context("no standard output")?;
+        let (said, answers) = mpsc::channel();
+        // Ends with the lab, or when nobody listens any more.
+        std::thread::spawn(move || {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            for line in lines {
+                if said.send(line).is_err() {
+                    return;
+                }
+            }
+        });
         let mut site = Self {
             process,
             orders,
@@ -133,7 +156,7 @@ impl Site {
             folder,
             port: 0,
         };
-        let first = site.answer()?;
+        let first = site.answer("its start")?;
         site.port = first["port"]
             .as_u64()
             .and_then(|port| port.try_into().ok())
@@ -141,13 +164,19 @@ impl Site {
         Ok(site)
     }
 
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| {
-            let words = fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
-            format!("the lab said {line:?}: {words}")
-        })
+    fn answer(&self, to: &str) -> Result<Value> {
+        let words = || fs::read_to_string(self.path("stderr")).unwrap_or_default();
+        let line = self.answers.recv_timeout(ANSWER).map_err(|gone| {
+            let what = match gone {
+                RecvTimeoutError::Timeout => {
+                    format!("did not answer within {} s", ANSWER.as_secs())
+                }
+                RecvTimeoutError::Disconnected => "ended".to_owned(),
+            };
+            anyhow!("{to}: the lab {what}: {}", words())
+        })?;
+        serde_json::from_str(&line)
+            .with_context(|| format!("{to}: the lab said {line:?}: {}", words()))
     }
 
     /// Has the lab do something (the orders are listed in `lab.py`).
@@ -155,8 +184,10 @@ impl Site {
     /// # Errors
     /// When the lab cannot do it.
     pub fn order(&mut self, order: &Value) -> Result<Value> {
-        writeln!(self.orders, "{order}")?;
-        let mut answer = self.answer()?;
+        let order = order.to_string();
+        writeln!(self.orders, "{order}")
+            .with_context(|| format!("{order}: the lab does not listen"))?;
+        let mut answer = self.answer(&order)?;
         ensure!(answer.get("error").is_none(), "{order}: {answer}");
         Ok(answer["ok"].take())
     }
@@ -202,7 +233,6 @@ impl Site {
             std::env::var(name)
                 .with_context(|| format!("{name} is not set: run `cargo xtask test`"))
         };
-        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox");
         Ok(format!(
             "[agents]\nlisten = {AGENTS:?}\n\
              [provider.terraform]\nprogram = {:?}\nplugins = {:?}\nmodule = {:?}\nfirst_vm_id = {FIRST_VM_ID}\n\
@@ -210,7 +240,7 @@ impl Site {
              ca_file = {:?}\ntemplate = {TEMPLATE}\nstorage = \"ceph\"\nbridge = {BRIDGE:?}\npool = \"daas\"\n",
             tool("MAYFLY_TOFU")?,
             tool("MAYFLY_PLUGINS")?,
-            module.canonicalize()?,
+            module()?,
             self.port,
             TOKEN.0,
             self.path("token"),
