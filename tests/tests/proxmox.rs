@@ -366,7 +366,11 @@ fn a_domain_that_is_down_holds_up_its_own_desktops_and_no_others() -> Result<()>
                 realm.configuration()
             );
             let mut here = Here::with(site, "proxmox domain down", "", sections).await?;
-            let member = Held::create(&here.orchestrator).await?;
+            let in_domain = CreateSession {
+                user: Some("alice".to_owned()),
+                ..CreateSession::default()
+            };
+            let member = Held::ask(&here.orchestrator, &in_domain).await?;
             until("its account is preset", READY, async || {
                 Ok((!realm.accounts()?.is_empty()).then_some(()))
             })
@@ -378,14 +382,14 @@ fn a_domain_that_is_down_holds_up_its_own_desktops_and_no_others() -> Result<()>
                 .await?;
             here.a_removal_fails(0).await?;
 
-            let refused = Held::create(&here.orchestrator).await;
+            let refused = Held::ask(&here.orchestrator, &in_domain).await;
             let words = format!("{:#}", refused.err().context("it was accepted")?);
             ensure!(words.contains("no answer from dc1."), "{words}");
-            let wish = CreateSession {
+            let outside = CreateSession {
                 template: Some("outside".to_owned()),
                 ..CreateSession::default()
             };
-            let other = Held::ask(&here.orchestrator, &wish).await?;
+            let other = Held::ask(&here.orchestrator, &outside).await?;
             other.ready(&here.orchestrator).await?;
             let ended = other.destroyed(&here.orchestrator).await?;
             assert_eq!(ended.phase, SessionPhase::Ended);

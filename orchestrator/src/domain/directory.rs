@@ -92,7 +92,7 @@ pub enum DirectoryError {
 
 impl DirectoryError {
     /// Nothing was asked of that controller: another one may do it.
-    pub(super) fn is_of_the_way(&self) -> bool {
+    pub(super) fn asked_nothing(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Certificate { .. })
     }
 }
@@ -387,7 +387,7 @@ impl Directory {
         let mut last = none();
         for server in &self.servers {
             match self.bound_at(server).await {
-                Err(error) if error.is_of_the_way() => last = error,
+                Err(error) if error.asked_nothing() => last = error,
                 bound => return Ok((server, bound?)),
             }
         }
@@ -400,7 +400,7 @@ impl Directory {
         let mut all = Vec::new();
         for server in &self.servers {
             match self.bound_at(server).await {
-                Err(error) if error.is_of_the_way() => last = error,
+                Err(error) if error.asked_nothing() => last = error,
                 bound => all.push(bound?),
             }
         }

@@ -211,7 +211,7 @@ impl Provider for Member {
             Err(error) if note.exists() => return Err(error.into()),
             // One that is there all the same is listed as soon as the domain answers.
             Err(error) => {
-                tracing::warn!(desktop = %name, %error, "whether it had an account is not known; there is no note of one")
+                tracing::warn!(desktop = %name, %error, "whether it had an account is not known; there is no note of one");
             }
         }
         match std::fs::remove_file(&note) {
@@ -269,7 +269,7 @@ fn judge(looked: &[(String, Result<SignedDuration, DirectoryError>)]) -> Check {
     use CheckStatus::{Error, Ok as Well, Warning};
     let all: Vec<_> = looked.iter().map(|(at, found)| say(at, found)).collect();
     let asked = |found: &Result<_, DirectoryError>| {
-        !found.as_ref().is_err_and(DirectoryError::is_of_the_way)
+        !found.as_ref().is_err_and(DirectoryError::asked_nothing)
     };
     let first = looked.iter().position(|(_, found)| asked(found));
     let status = match first.map(|first| all[first].0) {
@@ -283,7 +283,7 @@ fn judge(looked: &[(String, Result<SignedDuration, DirectoryError>)]) -> Check {
 
 fn say(at: &str, found: &Result<SignedDuration, DirectoryError>) -> (CheckStatus, String) {
     match found {
-        Err(error) if error.is_of_the_way() => (CheckStatus::Error, error.to_string()),
+        Err(error) if error.asked_nothing() => (CheckStatus::Error, error.to_string()),
         Err(error) => (CheckStatus::Error, format!("{at}: {error}")),
         Ok(skew) if skew.abs() <= USUAL_SKEW => (CheckStatus::Ok, format!("{at} is ready")),
         Ok(skew) => (
