@@ -10,7 +10,7 @@ use crate::bootstrap::{self, Progress, below, replace};
 use crate::line::Calling;
 use crate::system::System;
 use crate::talk::{Event, Person};
-use crate::{certificate, locale};
+use crate::{certificate, locale, shares};
 use anyhow::{Context as _, bail, ensure};
 use jiff::{SignedDuration, tz::TimeZone};
 use mayfly_api::agent::{Bootstrap, Call, FromAgent};
@@ -88,6 +88,10 @@ pub(crate) fn take(machine: &Machine, events: &Sender<Event>) {
             let person = Person {
                 user: bootstrap.user.clone(),
                 in_domain: bootstrap.domain.is_some(),
+                shares: match &bootstrap.domain {
+                    Some(domain) => shares::places(&bootstrap.user, &domain.shares),
+                    None => Vec::new(),
+                },
                 language: bootstrap.language.clone(),
                 silence_limit: Duration::from_secs(bootstrap.silence_limit_s.into()),
             };

@@ -2,7 +2,7 @@
 //!
 //! It waits for its bootstrap, gives the machine its identity ([`identity`]), starts the RDP server, and then tells the
 //! orchestrator over a virtio-serial port ([`port`]), or over the network where there is none ([`line`]), whether a person is
-//! there ([`presence`]). It warns that person before the end ([`notice`]), and powers off a machine that nobody uses and nobody
+//! there ([`presence`]). It warns that person before the end and when a share is missing ([`notice`], [`shares`]), and powers off a machine that nobody uses and nobody
 //! asks for.
 //!
 //! What is said, and when, is decided by the pure [`talk`]; the threads here carry events to it and its effects out.
@@ -16,6 +16,7 @@ mod locale;
 mod notice;
 mod port;
 mod presence;
+mod shares;
 mod system;
 mod talk;
 
@@ -79,6 +80,7 @@ fn main() -> anyhow::Result<()> {
     let mut line = None;
     let mut in_domain = false;
     let (for_line, for_leaving) = (events.clone(), events.clone());
+    let for_shares = events.clone();
     let (presence, notices) = (presence::Presence::default(), notice::Notices::default());
     {
         let presence = presence.clone();
@@ -90,6 +92,11 @@ fn main() -> anyhow::Result<()> {
             presence.follow_input(person);
             notices.start(&system, &presence, person);
             in_domain = person.in_domain;
+            if !person.shares.is_empty() {
+                let (presence, events) = (presence.clone(), for_shares.clone());
+                let places = person.shares.clone();
+                thread::spawn(move || shares::watch(&presence, &places, &events));
+            }
             line = calling
                 .clone()
                 .map(|calling| line::Line::open(calling, for_line.clone()));

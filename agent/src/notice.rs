@@ -1,4 +1,5 @@
-//! What the person is told inside the desktop: a notification in their XFCE session before it ends, in French or English.
+//! What the person is told inside the desktop: a notification in their XFCE session before it ends, or when something
+//! of theirs is missing, in French or English.
 //!
 //! `notify-send` runs as the person, on every xrdp display of theirs, with the message bus of that session. Who has no session has
 //! nobody to tell.
@@ -28,7 +29,7 @@ impl Notices {
             while let Ok(notice) = notices.recv() {
                 let displays: Vec<u32> = presence.displays().into_keys().collect();
                 for session in sessions(&person.user, &displays) {
-                    let command = command(&person, &session, notice);
+                    let command = command(&person, &session, &notice);
                     let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
                     if let Err(error) = system.run("runuser", &arguments, "") {
                         tracing::warn!(%error, "the person could not be told");
@@ -55,7 +56,7 @@ struct Session {
 }
 
 /// The arguments of `runuser` that show a notice in a session.
-fn command(person: &Person, session: &Session, notice: Notice) -> Vec<String> {
+fn command(person: &Person, session: &Session, notice: &Notice) -> Vec<String> {
     let french = person
         .language
         .as_deref()
@@ -65,7 +66,7 @@ fn command(person: &Person, session: &Session, notice: Notice) -> Vec<String> {
             "critical",
             format!(
                 "Ce bureau se ferme dans {}",
-                span(seconds, "secondes", "minutes")
+                span(*seconds, "secondes", "minutes")
             ),
             "Rien de ce qu’il contient n’est gardé : enregistrez votre travail ailleurs.",
         ),
@@ -73,7 +74,7 @@ fn command(person: &Person, session: &Session, notice: Notice) -> Vec<String> {
             "critical",
             format!(
                 "This desktop ends in {}",
-                span(seconds, "seconds", "minutes")
+                span(*seconds, "seconds", "minutes")
             ),
             "Nothing on it is kept: save your work elsewhere.",
         ),
@@ -83,6 +84,16 @@ fn command(person: &Person, session: &Session, notice: Notice) -> Vec<String> {
             "Vous pouvez continuer.",
         ),
         (Notice::CalledOff, false) => ("normal", "This desktop stays".to_owned(), "You can go on."),
+        (Notice::SharesMissing(places), true) => (
+            "critical",
+            format!("Dossier réseau absent : {}", places.join(", ")),
+            "Il n’a pas pu être connecté. Ce que vous y enregistrez maintenant disparaît avec ce bureau.",
+        ),
+        (Notice::SharesMissing(places), false) => (
+            "critical",
+            format!("Network folder missing: {}", places.join(", ")),
+            "It could not be connected. What you save there now is lost with this desktop.",
+        ),
     };
     let mut command = vec![
         "-u".to_owned(),
@@ -166,6 +177,7 @@ mod tests {
             user: "ada".into(),
             language: language.map(str::to_owned),
             in_domain: false,
+            shares: vec![],
             silence_limit: Duration::ZERO,
         }
     }
@@ -187,14 +199,17 @@ mod tests {
             display: ":10".into(),
             bus: "unix:path=/run/user/1000/bus".into(),
         };
-        let french = command(&person(Some("fr-CA")), &session, Notice::EndsIn(300)).join(" ");
+        let french = command(&person(Some("fr-CA")), &session, &Notice::EndsIn(300)).join(" ");
         assert!(french.starts_with(
             "-u ada -- env DISPLAY=:10 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus timeout 20 notify-send "
         ));
         assert!(french.contains("Ce bureau se ferme dans 5 minutes"));
-        let english = command(&person(Some("pt-BR")), &session, Notice::EndsIn(60)).join(" ");
+        let english = command(&person(Some("pt-BR")), &session, &Notice::EndsIn(60)).join(" ");
         assert!(english.contains("This desktop ends in 60 seconds"));
-        let stays = command(&person(None), &session, Notice::CalledOff).join(" ");
+        let stays = command(&person(None), &session, &Notice::CalledOff).join(" ");
         assert!(stays.contains("This desktop stays"));
+        let absent = Notice::SharesMissing(vec!["/home/ada/Partage".into()]);
+        let absent = command(&person(Some("fr")), &session, &absent).join(" ");
+        assert!(absent.contains("Dossier réseau absent : /home/ada/Partage"));
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Person {
     pub(crate) language: Option<String>,
     /// Their account is the domain's.
     pub(crate) in_domain: bool,
+    /// Where their network shares are mounted.
+    pub(crate) shares: Vec<String>,
     /// Power off after this much silence.
     pub(crate) silence_limit: Duration,
 }
@@ -45,6 +47,8 @@ pub(crate) enum Event {
     Settled(FromAgent),
     /// The person's session has ended and their shares are unmounted, as well as could be.
     Left,
+    /// They are logged in, and nothing is mounted at these places.
+    SharesMissing(Vec<String>),
     /// A look at the desktop, twice a second: also the clock of everything that is repeated.
     Looked {
         /// Open RDP connections.
@@ -68,12 +72,14 @@ pub(crate) enum Effect {
 }
 
 /// What the person is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// The desktop ends in this many seconds.
     EndsIn(u32),
     /// It does not end after all.
     CalledOff,
+    /// Their network shares are not mounted at these places.
+    SharesMissing(Vec<String>),
 }
 
 enum Stage {
@@ -168,6 +174,12 @@ impl Talk {
                 self.say(Some(outcome), now)
             }
             Event::Left => self.say(Some(FromAgent::Left), now),
+            Event::SharesMissing(places) => {
+                let message = format!("no network share is mounted at {}", places.join(", "));
+                let mut effects = self.say(Some(FromAgent::Trouble { message }), now);
+                effects.push(Effect::Notice(Notice::SharesMissing(places)));
+                effects
+            }
             Event::Looked {
                 connections,
                 idle_ms,
@@ -300,6 +312,7 @@ mod tests {
                     Effect::Send(FromAgent::Failed { .. }) => 'F',
                     Effect::Send(FromAgent::Evidence { .. }) => 'E',
                     Effect::Send(FromAgent::Left) => 'L',
+                    Effect::Send(FromAgent::Trouble { .. }) => 'T',
                     Effect::Notice(_) => 'n',
                     Effect::Leave => 'l',
                     Effect::PowerOff => '!',
@@ -337,6 +350,7 @@ mod tests {
             user: "ada".into(),
             language: None,
             in_domain: false,
+            shares: vec![],
             silence_limit: Duration::from_secs(60),
         };
         Event::Taken(person, None)
@@ -350,6 +364,15 @@ mod tests {
             ssh_host_key: None,
             steps_ms: vec![],
         })
+    }
+
+    #[test]
+    fn a_share_that_is_not_there_is_told_to_the_person_and_to_the_orchestrator() {
+        let mut scene = Scene::settled();
+        let places = || Event::SharesMissing(vec!["/home/ada/Partage".into()]);
+        assert_eq!(scene.on(places()), "Tn");
+        scene.on(Event::HostGone);
+        assert_eq!(scene.on(places()), "n");
     }
 
     #[test]

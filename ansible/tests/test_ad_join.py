@@ -2,10 +2,14 @@
 
 import importlib.machinery
 import importlib.util
+import io
+import subprocess
 import sys
+import tempfile
 import unittest
 import xml.etree.ElementTree as xml
 from pathlib import Path
+from unittest import mock
 
 PROGRAM = Path(__file__).resolve().parent.parent / "roles/ad-join/files/ad-join"
 sys.dont_write_bytecode = True
@@ -86,6 +90,65 @@ class AdJoin(unittest.TestCase):
         self.addCleanup(setattr, ad_join, "text", original)
         self.assertEqual([path for path, _, _ in ad_join.mounts("/home/alice")], ["/home/alice/Mes documents", "/home/alice"])
 
+    def join(self, servers, answers):
+        """Joins where each controller says this, the last of it again and again. Which were asked, and SSSD's order afterwards."""
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        asked, now = [], [0]
+
+        def tool(*command, stdin=""):
+            server = command[command.index("--domain-controller") + 1]
+            asked.append(server)
+            said = answers[server][0] if len(answers[server]) == 1 else answers[server].pop(0)
+            return subprocess.CompletedProcess(command, 1 if said else 0, "", said)
+
+        def silence(_, server):
+            if answers[server][0] == SILENT:
+                asked.append(server)
+                return ad_join.Failure("unreachable", server)
+
+        def sleep(seconds):
+            now[0] += seconds
+            for said in answers.values():
+                if said[0] == SILENT and len(said) > 1:
+                    said.pop(0)
+
+        for name, stand_in in {
+            "KEYTAB": f"{folder}/keytab", "SSSD_CONF": f"{folder}/sssd.conf", "tool": tool,
+        }.items():  # fmt: skip
+            self.enterContext(mock.patch.object(ad_join, name, stand_in))
+        self.enterContext(mock.patch.object(ad_join.Join, "silence", silence))
+        self.enterContext(mock.patch.object(ad_join.Join, "write", lambda _: None))
+        self.enterContext(mock.patch.object(ad_join.time, "sleep", sleep))
+        self.enterContext(mock.patch.object(ad_join.time, "monotonic", lambda: now[0]))
+        self.enterContext(mock.patch.object(ad_join.sys, "stdin", io.StringIO("one-time\n")))
+        join = ad_join.Join(parameters(servers=servers))
+        try:
+            join.join()
+        except ad_join.Failure as failure:
+            return asked, failure.code
+        return asked, join.p["servers"]
+
+    def test_the_first_controller_that_accepts_the_machine_is_asked_first_from_then_on(self):
+        self.assertEqual(self.join(["a", "b"], {"a": [""], "b": [""]}), (["a"], ["a", "b"]))
+        self.assertEqual(self.join(["a", "b"], {"a": [SILENT], "b": [""]}), (["a", "b"], ["b", "a"]))
+
+    def test_while_the_controller_that_knows_is_silent_the_others_are_asked_until_they_know(self):
+        asked, order = self.join(["a", "b"], {"a": [SILENT], "b": [UNKNOWN, UNKNOWN, ""]})
+        self.assertEqual((asked, order), (["a", "b"] * 3, ["b", "a"]))
+        asked, order = self.join(["a", "b"], {"a": [SILENT, SILENT, ""], "b": [UNKNOWN]})
+        self.assertEqual((asked[-1], order), ("a", ["a", "b"]))
+        self.assertEqual(self.join(["a", "b"], {"a": [SILENT], "b": [UNKNOWN]})[1], "no_account")
+        self.assertEqual(self.join(["a", "b"], {"a": [SILENT], "b": [SILENT]})[1], "unreachable")
+
+    def test_what_no_other_controller_could_mend_ends_it_at_once(self):
+        self.assertEqual(self.join(["a", "b"], {"a": [UNKNOWN], "b": [UNKNOWN]}), (["a", "b"], "no_account"))
+        for said, code in {
+            "Preauthentication failed": "secret", "KRB5: Clock skew too great": "clock", "Insufficient access": "join",
+        }.items():  # fmt: skip
+            self.assertEqual(self.join(["a", "b"], {"a": [said], "b": [""]}), (["a"], code))
+
+
+SILENT, UNKNOWN = "silent", "adcli: Client 'X$@Y' not found in Kerberos database"
 
 if __name__ == "__main__":
     unittest.main()

@@ -158,6 +158,11 @@ pub enum FromAgent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         idle_ms: Option<u64>,
     },
+    /// Something that the person will miss, and an administrator can mend; the desktop goes on.
+    Trouble {
+        /// What; holds no secret.
+        message: String,
+    },
     /// Nobody is logged in any more and every network share is unmounted, or could not be: answers [`ToAgent::Leave`].
     Left,
 }

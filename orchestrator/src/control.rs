@@ -337,9 +337,12 @@ impl Control {
                 wish.template, wish.provider
             ))
         })?;
-        let wrong: Vec<Check> = provider
-            .preflight()
-            .await
+        let template = self.shared.config.find_template(Some(&wish.template));
+        let mut checks = provider.preflight().await;
+        if template.is_some_and(|t| t.domain) {
+            checks.extend(provider.domain_preflight().await);
+        }
+        let wrong: Vec<Check> = checks
             .into_iter()
             .filter(|c| c.status == CheckStatus::Error)
             .collect();
@@ -358,6 +361,7 @@ impl Control {
         let mut checks = Vec::new();
         for provider in self.shared.providers.values() {
             checks.extend(provider.preflight().await);
+            checks.extend(provider.domain_preflight().await);
         }
         checks
     }

@@ -85,7 +85,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let of_it = |t: &&Template| t.provider.as_str() == p.kind();
             config.template.iter().filter(of_it).any(|t| t.domain)
         }) {
-            let member = Member::new(provider.clone(), directory.clone(), secrets.clone());
+            let (machines, state) = (provider.clone(), &config.state_dir);
+            let member = Member::new(machines, directory.clone(), secrets.clone(), state)?;
             *provider = Arc::new(member);
         }
     }

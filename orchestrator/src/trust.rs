@@ -1,11 +1,14 @@
 //! Whose certificate is believed: that of a Proxmox VE API, or of a domain controller.
 
 use data_encoding::HEXLOWER_PERMISSIVE;
+use jiff::Timestamp;
 use mayfly_api::pinned::Pinned;
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -126,9 +129,150 @@ impl Trust {
     }
 }
 
+/// Why a certificate was not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Distrust {
+    /// What is wrong with it.
+    pub(crate) cause: String,
+    /// What to do about that; `None`: it is signed by nobody known, or is not the one that was announced.
+    pub(crate) advice: Option<&'static str>,
+}
+
+impl Distrust {
+    /// Reads it from why a connection failed, if the certificate is why.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        let Some(rustls::Error::InvalidCertificate(what)) =
+            causes(error).find_map(<dyn Error>::downcast_ref::<rustls::Error>)
+        else {
+            return None;
+        };
+        let day = |time: &UnixTime| {
+            let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+            Timestamp::from_second(seconds).map_or_else(|_| "?".to_owned(), |t| t.to_string())
+        };
+        let (cause, advice) = match what {
+            CertificateError::ExpiredContext { not_after, .. } => (
+                format!("it ended at {}", day(not_after)),
+                Some("renew it there, unless it is this machine's clock that is wrong"),
+            ),
+            CertificateError::NotValidYetContext { not_before, .. } => (
+                format!("it begins at {}", day(not_before)),
+                Some("set this machine's clock, or that of the machine that signed it"),
+            ),
+            CertificateError::NotValidForNameContext { .. } => (
+                what.to_string(),
+                Some("configure a name that is in it, or renew it with this one"),
+            ),
+            _ => (what.to_string(), None),
+        };
+        Some(Self { cause, advice })
+    }
+}
+
+/// An error and all that it comes from. What an I/O error wraps is not its `source`.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .map(|wrapped| wrapped as &(dyn Error + 'static));
+        wrapped.or_else(|| error.source())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Directory, DomainConfig};
+    use crate::pve::{Client, Endpoint, Limits, Token, call};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use std::path::Path;
+    use tokio_rustls::TlsAcceptor;
+
+    /// The address of a server whose certificate is for `name` and valid through that year; `ca.pem` signed it.
+    async fn server(folder: &Path, name: &str, year: i32) -> String {
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority_key = KeyPair::generate().unwrap();
+        let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+        std::fs::write(folder.join("ca.pem"), authority_pem).unwrap();
+        let mut shown = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        shown.not_before = date_time_ymd(year, 1, 1);
+        shown.not_after = date_time_ymd(year + 1, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let signer = Issuer::new(authority, authority_key);
+        let shown = shown.signed_by(&key, &signer).unwrap();
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![shown.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_believed_is_told_with_what_to_do() {
+        let now = i32::from(jiff::tz::TimeZone::UTC.to_datetime(Timestamp::now()).year());
+        for (name, year, cause, advice) in [
+            (
+                "127.0.0.1",
+                2020,
+                "it ended at 2021-01-01T00:00:00Z",
+                "renew it there",
+            ),
+            (
+                "127.0.0.1",
+                2120,
+                "it begins at 2120-01-01T00:00:00Z",
+                "set this machine's clock",
+            ),
+            (
+                "other.example",
+                now,
+                "certificate not valid for name",
+                "configure a name that is in it",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let server = server(folder.path(), name, year).await;
+            let ca_file = folder.path().join("ca.pem");
+            let site = Client::new(&Endpoint {
+                address: format!("https://{server}"),
+                token: Token::new("mayfly@pve!test", "secret".into()).unwrap(),
+                trust: Trust::Authority(ca_file.clone()),
+                limits: Limits::default(),
+            });
+            let site = site.unwrap().send(&call::version()).await.unwrap_err();
+            let config = DomainConfig {
+                servers: vec![server.clone()],
+                ca_file: Some(ca_file),
+                ..DomainConfig::default()
+            };
+            let directory = Directory::new(&config, "secret".into(), "1").unwrap();
+            let domain = directory.check().await.remove(0).1.unwrap_err();
+            for said in [site.to_string(), domain.to_string()] {
+                let first = format!("{server} is not trusted ({cause}");
+                assert!(said.contains(&first), "{said}");
+                assert!(said.contains(&format!("): {advice}")), "{said}");
+            }
+        }
+    }
 
     #[test]
     fn a_fingerprint_is_taken_as_proxmox_shows_it() {

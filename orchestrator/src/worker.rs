@@ -243,6 +243,9 @@ impl Worker {
             }
             // Whoever asked listens for it.
             Signal::Agent(FromAgent::Left) => {}
+            Signal::Agent(FromAgent::Trouble { message }) => {
+                warn!(session = %self.id, desktop = %name, message, "its agent reports trouble");
+            }
             Signal::Agent(FromAgent::Failed { step, message }) => {
                 facts.failed = Some(for_good(
                     ProblemCode::CreateFailed,

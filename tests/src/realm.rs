@@ -24,6 +24,15 @@ struct Facts {
     shares_folder: PathBuf,
 }
 
+/// The network cable of the domain's controller.
+#[derive(Clone, Copy, Debug)]
+pub enum Cable {
+    /// As at the start.
+    Plugged,
+    /// Nothing reaches it, and nothing is refused: as when a machine has lost its power.
+    Pulled,
+}
+
 /// A running domain. Ends with this.
 #[derive(Debug)]
 pub struct Realm {
@@ -144,6 +153,23 @@ impl Realm {
              account = {service_account:?}\npassword_file = {:?}\nou = {ou:?}\n",
             self.folder.path().join("svc-mayfly")
         )
+    }
+
+    /// Pulls the controller's network cable, or plugs it in again.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn cable(&self, state: Cable) -> Result<()> {
+        let link = format!("ad{}", self.process.id());
+        let state = match state {
+            Cable::Plugged => "up",
+            Cable::Pulled => "down",
+        };
+        let set = Command::new("ip")
+            .args(["link", "set", &link, state])
+            .status()?;
+        ensure!(set.success(), "{link} could not be set {state}");
+        Ok(())
     }
 
     /// Names of the computer accounts in the desktops' unit, asked as the domain's administrator.

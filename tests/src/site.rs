@@ -4,7 +4,7 @@
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
 use crate::lab::Lab;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,7 +13,9 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 /// Tells a test that it runs in a network of its own.
 const ALONE: &str = "MAYFLY_TEST_ALONE";
@@ -29,6 +31,8 @@ pub const AGENTS: &str = "10.85.0.1:5001";
 pub const FIRST_VM_ID: u32 = 1000;
 /// The template.
 pub const TEMPLATE: u32 = 9000;
+/// Even a busy lab says within this what became of an order.
+const ANSWER: Duration = Duration::from_secs(180);
 /// The token's id and secret.
 pub const TOKEN: (&str, &str) = ("mayfly@pve!lab", "7b1d6a52-0000-4000-8000-00000000aa55");
 
@@ -107,8 +111,12 @@ fn lab_folder() -> PathBuf {
 }
 
 /// The Terraform module, and the firewall of a desktop.
-fn module_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox")
+///
+/// # Errors
+/// When it is not where it belongs.
+pub fn module() -> Result<PathBuf> {
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/proxmox");
+    Ok(module.canonicalize()?)
 }
 
 /// Shows by frames of its own, in the network of [`alone`], that the firewall of a desktop lets flow what the table in the
@@ -121,7 +129,7 @@ pub fn firewall_is_as_documented() -> Result<()> {
         .arg(lab_folder().join("isolation.py"))
         .arg(BRIDGE)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/proxmox.md"))
-        .arg(module_folder().join("desktop.fw"))
+        .arg(module()?.join("desktop.fw"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .context("starting python3")?;
@@ -154,15 +162,15 @@ pub struct Machine {
 pub struct Site {
     process: Child,
     orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
     folder: tempfile::TempDir,
     python: OsString,
     config: Value,
     port: u16,
 }
 
-/// Starts the lab that `folder` has the configuration of.
-fn spawn(python: &OsStr, folder: &Path) -> Result<(Child, ChildStdin, BufReader<ChildStdout>)> {
+/// Starts the lab that `folder` has the configuration of. Its answers come until it ends.
+fn spawn(python: &OsStr, folder: &Path) -> Result<(Child, ChildStdin, Receiver<String>)> {
     let mut process = Command::new(python)
         .arg(lab_folder().join("lab.py"))
         .arg(folder.join("config.json"))
@@ -172,8 +180,18 @@ fn spawn(python: &OsStr, folder: &Path) -> Result<(Child, ChildStdin, BufReader<
         .spawn()
         .context("starting the Python that MAYFLY_FAKEPVE names")?;
     let orders = process.stdin.take().context("no standard input")?;
-    let answers = process.stdout.take().context("no standard output")?;
-    Ok((process, orders, BufReader::new(answers)))
+    let output = process.stdout.take().context("no standard output")?;
+    let (said, answers) = mpsc::channel();
+    // Ends with the lab, or when nobody listens any more.
+    std::thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        for line in lines {
+            if said.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    Ok((process, orders, answers))
 }
 
 impl Site {
@@ -195,7 +213,7 @@ impl Site {
             "storages": [{"name": "ceph", "type": "rbd", "shared": 1, "size_gib": 100}],
             "templates": [{
                 "vmid": TEMPLATE, "name": "desktop-template", "node": "pve1", "image": image, "storage": "ceph",
-                "firewall": module_folder().join("desktop.fw"),
+                "firewall": module()?.join("desktop.fw"),
             }],
             // Everybody on this side of the bridge has its one address, and a domain has the other.
             "ip_sets": {
@@ -225,7 +243,7 @@ impl Site {
     }
 
     fn listens(&mut self) -> Result<()> {
-        let first = self.answer()?;
+        let first = self.answer("its start")?;
         self.port = first["port"]
             .as_u64()
             .and_then(|port| port.try_into().ok())
@@ -248,13 +266,19 @@ impl Site {
         self.listens()
     }
 
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| {
-            let words = fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
-            format!("the lab said {line:?}: {words}")
-        })
+    fn answer(&self, to: &str) -> Result<Value> {
+        let words = || fs::read_to_string(self.path("stderr")).unwrap_or_default();
+        let line = self.answers.recv_timeout(ANSWER).map_err(|gone| {
+            let what = match gone {
+                RecvTimeoutError::Timeout => {
+                    format!("did not answer within {} s", ANSWER.as_secs())
+                }
+                RecvTimeoutError::Disconnected => "ended".to_owned(),
+            };
+            anyhow!("{to}: the lab {what}: {}", words())
+        })?;
+        serde_json::from_str(&line)
+            .with_context(|| format!("{to}: the lab said {line:?}: {}", words()))
     }
 
     /// Has the lab do something (the orders are listed in `lab.py`).
@@ -262,8 +286,10 @@ impl Site {
     /// # Errors
     /// When the lab cannot do it.
     pub fn order(&mut self, order: &Value) -> Result<Value> {
-        writeln!(self.orders, "{order}")?;
-        let mut answer = self.answer()?;
+        let order = order.to_string();
+        writeln!(self.orders, "{order}")
+            .with_context(|| format!("{order}: the lab does not listen"))?;
+        let mut answer = self.answer(&order)?;
         ensure!(answer.get("error").is_none(), "{order}: {answer}");
         Ok(answer["ok"].take())
     }
@@ -333,7 +359,7 @@ impl Site {
              ca_file = {:?}\ntemplate = {TEMPLATE}\nstorage = \"ceph\"\nbridge = {BRIDGE:?}\npool = \"daas\"\n",
             tool("MAYFLY_TOFU")?,
             tool("MAYFLY_PLUGINS")?,
-            module_folder().canonicalize()?,
+            module()?,
             self.port,
             TOKEN.0,
             self.path("token"),

@@ -6,10 +6,10 @@
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
-use mayfly_api::{DesktopName, EndReason, SessionId, SessionPhase, StageName};
+use mayfly_api::{CreateSession, DesktopName, EndReason, SessionId, SessionPhase, StageName};
 use mayfly_orchestrator::agents::{Agents, AgentsConfig, Callers};
 use mayfly_orchestrator::config::Config;
-use mayfly_orchestrator::domain::Member;
+use mayfly_orchestrator::domain::{self, DomainConfig, Member};
 use mayfly_orchestrator::http::terraform::{Backend, router};
 use mayfly_orchestrator::provider::conformance::{self, World};
 use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
@@ -19,10 +19,10 @@ use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
-use mayfly_tests::realm::Realm;
+use mayfly_tests::realm::{Cable, Realm};
 use mayfly_tests::sessions::{END, Held, READY};
 use mayfly_tests::site::{
-    AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
+    self, AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
 };
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -40,14 +40,33 @@ struct Here {
 impl Here {
     async fn start(name: &str, limits: &str, changes: Value) -> Result<Self> {
         let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, changes)?;
+        let sections = site.configuration()?;
+        Self::with(site, name, limits, sections).await
+    }
+
+    /// With this after the first keys of the template.
+    async fn with(site: Site, name: &str, limits: &str, sections: String) -> Result<Self> {
         let lab = Lab::new(name)?;
-        let provider = lab::Provider::Terraform(site.configuration()?);
+        let provider = lab::Provider::Terraform(sections);
         let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
         Ok(Self {
             site,
             lab,
             orchestrator,
         })
+    }
+
+    /// Waits until one more removal has failed than `before`.
+    async fn a_removal_fails(&mut self, before: usize) -> Result<()> {
+        until("a removal fails", END, async || {
+            Ok((self.failed_removals() > before).then_some(()))
+        })
+        .await
+    }
+
+    fn failed_removals(&mut self) -> usize {
+        let log = self.orchestrator.process().output();
+        log.matches("not removed; trying again").count()
     }
 
     async fn nothing_is_left(&mut self) -> Result<()> {
@@ -333,11 +352,12 @@ fn a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline() -
                 } else {
                     here.site.order(&json!({"do": ["unreachable", 15]}))?;
                 }
+                let before = here.failed_removals();
                 here.orchestrator
                     .client()
                     .destroy(held.id, &held.secret)
                     .await?;
-                tokio::time::sleep(Duration::from_secs(5)).await;
+                here.a_removal_fails(before).await?;
                 let session = held.get(&here.orchestrator).await?;
                 assert_eq!(
                     session.phase,
@@ -351,6 +371,136 @@ fn a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline() -
                 held.ended(&here.orchestrator).await?;
                 here.nothing_is_left().await?;
             }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_machine_that_is_frozen_is_removed() -> Result<()> {
+    alone("a_machine_that_is_frozen_is_removed", async || {
+        let mut here = Here::start("proxmox frozen", "", json!({})).await?;
+        let held = Held::create(&here.orchestrator).await?;
+        held.ready(&here.orchestrator).await?;
+        let pid = here.site.machines()?[0].pid.context("it runs")?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGSTOP,
+        )?;
+        let ended = held.destroyed(&here.orchestrator).await?;
+        assert_eq!(ended.phase, SessionPhase::Ended);
+        here.nothing_is_left().await
+    })
+}
+
+#[test]
+fn a_domain_that_is_down_holds_up_its_own_desktops_and_no_others() -> Result<()> {
+    alone(
+        "a_domain_that_is_down_holds_up_its_own_desktops_and_no_others",
+        async || {
+            let realm = Realm::start()?;
+            let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}))?;
+            let sections = format!(
+                "domain = true\n[[template]]\nname = \"outside\"\nprovider = \"terraform\"\n{}{}",
+                site.configuration()?,
+                realm.configuration()
+            );
+            let mut here = Here::with(site, "proxmox domain down", "", sections).await?;
+            let in_domain = CreateSession {
+                user: Some("alice".to_owned()),
+                ..CreateSession::default()
+            };
+            let member = Held::ask(&here.orchestrator, &in_domain).await?;
+            until("its account is preset", READY, async || {
+                Ok((!realm.accounts()?.is_empty()).then_some(()))
+            })
+            .await?;
+            realm.cable(Cable::Pulled)?;
+            here.orchestrator
+                .client()
+                .destroy(member.id, &member.secret)
+                .await?;
+            here.a_removal_fails(0).await?;
+
+            let refused = Held::ask(&here.orchestrator, &in_domain).await;
+            let words = format!("{:#}", refused.err().context("it was accepted")?);
+            ensure!(words.contains("no answer from dc1."), "{words}");
+            let outside = CreateSession {
+                template: Some("outside".to_owned()),
+                ..CreateSession::default()
+            };
+            let other = Held::ask(&here.orchestrator, &outside).await?;
+            other.ready(&here.orchestrator).await?;
+            let ended = other.destroyed(&here.orchestrator).await?;
+            assert_eq!(ended.phase, SessionPhase::Ended);
+            let held = member.get(&here.orchestrator).await?;
+            assert_eq!(held.phase, SessionPhase::Ending, "nothing is believed gone");
+
+            realm.cable(Cable::Plugged)?;
+            member
+                .until(&here.orchestrator, "its end", READY, |s| s.phase.is_final())
+                .await?;
+            let accounts = realm.accounts()?;
+            ensure!(accounts.is_empty(), "the domain has {accounts:?}");
+            here.nothing_is_left().await
+        },
+    )
+}
+
+#[test]
+fn a_domain_is_used_by_the_controller_that_answers_and_what_is_wrong_is_told() -> Result<()> {
+    alone(
+        "a_domain_is_used_by_the_controller_that_answers_and_what_is_wrong_is_told",
+        async || {
+            let realm = Realm::start()?;
+            let right = Config::read(&realm.configuration(), "the test", [])?.domain;
+            let name = DesktopName::from_number(1).context("a small number")?;
+            let said = async |spoil: &dyn Fn(&mut DomainConfig)| {
+                let mut config = right.clone();
+                spoil(&mut config);
+                domain::checks(&config).await.remove(0)
+            };
+            let check = said(&|_| {}).await;
+            assert_eq!(check.status, CheckStatus::Ok, "{check:?}");
+            let dead = |config: &mut DomainConfig| {
+                config.servers.insert(0, "127.0.0.1:1".to_owned());
+            };
+            let check = said(&dead).await;
+            assert_eq!(check.status, CheckStatus::Warning, "{check:?}");
+            ensure!(check.detail.contains("127.0.0.1:1"), "{check:?}");
+
+            let mut one_is_down = right.clone();
+            dead(&mut one_is_down);
+            let directory = one_is_down.open("1")?;
+            let at = directory
+                .preset(name, &"A-one-time-password".into())
+                .await?;
+            assert_eq!(at, right.servers[0]);
+            assert_eq!(realm.accounts()?.len(), 1);
+            ensure!(directory.exists(name).await?, "it is not seen");
+            ensure!(directory.remove(name).await?, "it is not removed");
+            ensure!(!directory.remove(name).await?, "it was there twice");
+            assert_eq!(realm.accounts()?, Vec::<String>::new());
+
+            for (words, spoil) in [
+                (
+                    "does not accept svc-mayfly@ad.mayfly.test or its password",
+                    &(|config: &mut DomainConfig| {
+                        config.password_file = config.password_file.with_file_name("alice");
+                    }) as &dyn Fn(&mut DomainConfig),
+                ),
+                ("OU=Nowhere,DC=x does not exist", &|config| {
+                    config.ou = "OU=Nowhere,DC=x".to_owned();
+                }),
+            ] {
+                let check = said(spoil).await;
+                assert_eq!(check.status, CheckStatus::Error, "{check:?}");
+                ensure!(check.detail.contains(words), "{check:?}");
+            }
+            realm.cable(Cable::Pulled)?;
+            let check = said(&|_| {}).await;
+            assert_eq!(check.status, CheckStatus::Error, "{check:?}");
+            ensure!(check.detail.contains("no answer from dc1."), "{check:?}");
             Ok(())
         },
     )
@@ -522,6 +672,41 @@ fn what_a_site_lacks_is_told_in_words_and_leaves_nothing() -> Result<()> {
     )
 }
 
+#[test]
+fn a_machine_without_an_address_is_told_and_removed() -> Result<()> {
+    alone(
+        "a_machine_without_an_address_is_told_and_removed",
+        async || {
+            let silent = json!({"delays": {"agent": 600}});
+            let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, silent)?;
+            // The module, but for how long it waits.
+            let module = tempfile::tempdir()?;
+            for entry in std::fs::read_dir(site::module()?)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|e| e == "tf") {
+                    let text = std::fs::read_to_string(&path)?;
+                    let text = text.replace("timeout = \"3m\"", "timeout = \"5s\"");
+                    let name = path.file_name().context("a name")?;
+                    std::fs::write(module.path().join(name), text)?;
+                }
+            }
+            let (theirs, ours) = (site::module()?, module.path());
+            let sections = site
+                .configuration()?
+                .replace(&format!("{theirs:?}"), &format!("{ours:?}"));
+            let mut here = Here::with(site, "proxmox no address", "", sections).await?;
+            let held = Held::create(&here.orchestrator).await?;
+            let ended = held
+                .until(&here.orchestrator, "its end", READY, |s| s.phase.is_final())
+                .await?;
+            let failure = ended.failure.context("a reason")?;
+            let words = failure.problem.detail;
+            ensure!(words.contains("does vmbr2 have a DHCP server?"), "{words}");
+            here.nothing_is_left().await
+        },
+    )
+}
+
 // ─── the conformance suite ───────────────────────────────────────────────────────────────────────────────────────────
 
 /// A site with a store, a state backend and a place for agents to call; providers come and go.
@@ -604,7 +789,9 @@ impl World for Ground {
         }
         let mark = self.secrets.installation();
         let directory = Arc::new(self.config.domain.open(&mark).expect("a domain"));
-        Arc::new(Member::new(provider, directory, self.secrets.clone()))
+        let secrets = self.secrets.clone();
+        let member = Member::new(provider, directory, secrets, self.folder.path());
+        Arc::new(member.expect("a folder for notes"))
     }
 
     fn in_domain(&self) -> bool {
@@ -630,9 +817,11 @@ impl World for Ground {
         if let Some(realm) = &self.realm {
             left.extend(realm.accounts().expect("the domain answers"));
         }
-        let runs = std::fs::read_dir(self.folder.path().join("terraform"));
+        let folders = ["terraform", "domain/terraform"].map(|f| self.folder.path().join(f));
         left.extend(
-            runs.into_iter()
+            folders
+                .iter()
+                .flat_map(std::fs::read_dir)
                 .flatten()
                 .flatten()
                 .map(|entry| entry.path().display().to_string())

@@ -598,3 +598,19 @@ fn a_desktop_that_could_not_be_made_is_left_to_look_at_if_that_is_wanted() {
     assert_eq!(model.record.phase, SessionPhase::Failed);
     assert_eq!(model.machines, BTreeSet::new());
 }
+
+#[test]
+fn what_was_down_for_a_minute_is_tried_again_soon_after_and_no_operator_is_called() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Cancel);
+    for second in 0..=76 {
+        model.happen(if second < 60 {
+            &Event::OpFails
+        } else {
+            &Event::Succeed
+        });
+        assert_ne!(model.record.desktop_phase(), Some(DesktopPhase::Stuck));
+        model.happen(&Event::Pass(1));
+    }
+    assert_eq!(model.record.phase, SessionPhase::Ended);
+}

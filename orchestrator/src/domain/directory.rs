@@ -8,11 +8,14 @@
 //! * Nothing is read or written outside the configured organisational unit, and in it no account that this installation did not make.
 //! * Only over TLS, to a server whose certificate is believed. Passwords are in no error.
 //! * Removing an account that does not exist is no error; presetting one that exists is.
+//! * Several controllers, which tell each other of changes after a while: an account is preset at the first that can be asked, and
+//!   looked for and removed at each that can.
+//! * A password that one of them refuses is not tried at the next: that would lock the account.
 //!
 //! Facts: attributes and `unicodePwd` are MS-ADTS 3.1.1.3.1.5.1 and MS-ADA3; `userAccountControl` MS-ADTS 2.2.16.
 
 use super::DomainConfig;
-use crate::trust::{Trust, TrustError};
+use crate::trust::{Distrust, Trust, TrustError};
 use jiff::civil::DateTime;
 use jiff::{SignedDuration, Timestamp};
 use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
@@ -21,11 +24,13 @@ use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry
 use mayfly_api::DesktopName;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Until a connection stands, and for each operation.
+/// Until a connection stands: with several controllers, what one that is down costs.
+const CONNECT: Duration = Duration::from_secs(5);
+/// For each operation.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Accounts of one answer.
 const PAGE: i32 = 500;
@@ -37,24 +42,22 @@ const INVALID_CREDENTIALS: u32 = 49;
 const NO_SUCH_OBJECT: u32 = 32;
 const INSUFFICIENT_RIGHTS: u32 = 50;
 const ALREADY_EXISTS: u32 = 68;
-/// Kerberos refuses a clock that is off by more (RFC 4120, and Active Directory's default).
-const MOST_SKEW: SignedDuration = SignedDuration::from_secs(300);
 
 /// Why the directory did not do something; says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// No server answers.
-    #[error("no domain controller answers: {0}")]
+    #[error("no answer from {0}")]
     Unreachable(String),
     /// The certificate is not believed.
-    #[error(
-        "the certificate of {server} is not trusted ({cause}): set domain.ca_file to the authority that signed it"
-    )]
+    #[error("the certificate of {server} is not trusted ({cause}): {advice}")]
     Certificate {
         /// The server.
         server: String,
         /// What is wrong with it.
         cause: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// The account or its password is wrong.
     #[error(
@@ -85,6 +88,13 @@ pub enum DirectoryError {
     /// Anything else.
     #[error("the domain: {0}")]
     Failed(String),
+}
+
+impl DirectoryError {
+    /// Nothing was asked of that controller: another one may do it.
+    pub(super) fn asked_nothing(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Certificate { .. })
+    }
 }
 
 /// The directory of a domain.
@@ -133,7 +143,7 @@ impl Directory {
         })
     }
 
-    /// Presets the account of a desktop.
+    /// Presets the account of a desktop, and says at which controller: the others learn of it later.
     ///
     /// # Errors
     /// See [`DirectoryError`]; [`DirectoryError::Exists`] if there is one.
@@ -141,8 +151,8 @@ impl Directory {
         &self,
         name: DesktopName,
         password: &SecretString,
-    ) -> Result<(), DirectoryError> {
-        let mut ldap = self.bound().await?;
+    ) -> Result<String, DirectoryError> {
+        let (server, mut ldap) = self.first().await?;
         let netbios = name.to_string().to_uppercase();
         let host = format!("{name}.{}", self.domain);
         let attributes = [
@@ -181,7 +191,7 @@ impl Directory {
         let outcome = match added {
             Err(error) => Err(self.failed(&error)),
             Ok(result) => match result.rc {
-                0 => Ok(()),
+                0 => Ok(server.to_owned()),
                 ALREADY_EXISTS => Err(DirectoryError::Exists(name)),
                 rc => Err(self.said(rc, &result.text, "create a computer account")),
             },
@@ -195,8 +205,16 @@ impl Directory {
     /// # Errors
     /// See [`DirectoryError`].
     pub async fn remove(&self, name: DesktopName) -> Result<bool, DirectoryError> {
-        let mut ldap = self.bound().await?;
-        let found = self.find(&mut ldap, &self.account_of(name)).await?;
+        let mut was_there = false;
+        for mut ldap in self.all().await? {
+            was_there |= self.remove_by(&mut ldap, name).await?;
+            let _ = ldap.unbind().await;
+        }
+        Ok(was_there)
+    }
+
+    async fn remove_by(&self, ldap: &mut Ldap, name: DesktopName) -> Result<bool, DirectoryError> {
+        let found = self.find(ldap, &self.account_of(name)).await?;
         for (dn, _) in &found {
             let tree = RawControl {
                 ctype: TREE_DELETE.to_owned(),
@@ -228,8 +246,7 @@ impl Directory {
                 }
             }
         }
-        let left = self.find(&mut ldap, &self.account_of(name)).await?;
-        let _ = ldap.unbind().await;
+        let left = self.find(ldap, &self.account_of(name)).await?;
         if left.is_empty() {
             Ok(!found.is_empty())
         } else {
@@ -244,64 +261,73 @@ impl Directory {
     /// # Errors
     /// See [`DirectoryError`].
     pub async fn exists(&self, name: DesktopName) -> Result<bool, DirectoryError> {
-        let mut ldap = self.bound().await?;
-        let found = self.find(&mut ldap, &self.account_of(name)).await?;
-        let _ = ldap.unbind().await;
-        Ok(!found.is_empty())
+        Ok(!self.accounts(&self.account_of(name)).await?.is_empty())
     }
 
     /// The desktops that have an account in the unit.
     ///
     /// # Errors
     /// See [`DirectoryError`].
-    pub async fn list(&self) -> Result<Vec<DesktopName>, DirectoryError> {
-        let mut ldap = self.bound().await?;
-        let found = self.find(&mut ldap, &self.filter("DESKTOP-*")).await?;
-        let _ = ldap.unbind().await;
-        let mut names: Vec<DesktopName> = found
+    pub async fn list(&self) -> Result<BTreeSet<DesktopName>, DirectoryError> {
+        let accounts = self.accounts(&self.filter("DESKTOP-*")).await?;
+        Ok(accounts
             .into_iter()
-            .filter_map(|(_, account)| account.trim_end_matches('$').to_lowercase().parse().ok())
-            .collect();
-        names.sort_unstable();
-        Ok(names)
+            .filter_map(|account| account.trim_end_matches('$').to_lowercase().parse().ok())
+            .collect())
     }
 
-    /// Looks at what desktops will need: an account that is accepted, the unit, clocks that agree.
-    ///
-    /// # Errors
-    /// What is wrong, and what to do.
-    pub async fn check(&self) -> Result<(), DirectoryError> {
-        let mut ldap = self.bound().await?;
+    /// What each controller has that can be asked.
+    async fn accounts(&self, filter: &str) -> Result<Vec<String>, DirectoryError> {
+        let mut accounts = Vec::new();
+        for mut ldap in self.all().await? {
+            let found = self.find(&mut ldap, filter).await?;
+            accounts.extend(found.into_iter().map(|(_, account)| account));
+            let _ = ldap.unbind().await;
+        }
+        Ok(accounts)
+    }
+
+    /// Looks at what desktops will need of each controller (an account that is accepted, the unit), and says how far its clock is
+    /// from this machine's. In order, up to one that refuses the account.
+    pub async fn check(&self) -> Vec<(String, Result<SignedDuration, DirectoryError>)> {
+        let mut looked = Vec::new();
+        for server in &self.servers {
+            let found = self.check_at(server).await;
+            let refused = matches!(found, Err(DirectoryError::Refused { .. }));
+            looked.push((server.clone(), found));
+            if refused {
+                break;
+            }
+        }
+        looked
+    }
+
+    async fn check_at(&self, server: &str) -> Result<SignedDuration, DirectoryError> {
+        let mut ldap = self.bound_at(server).await?;
+        let unit = ldap
+            .with_timeout(PATIENCE)
+            .search(&self.ou, Scope::Base, "(objectClass=*)", ["dn"])
+            .await
+            .map_err(|error| self.failed(&error))?;
+        match unit.1.rc {
+            0 if !unit.0.is_empty() => {}
+            0 | NO_SUCH_OBJECT => return Err(DirectoryError::NoSuchUnit(self.ou.clone())),
+            rc => return Err(self.said(rc, &unit.1.text, "look into its unit")),
+        }
         let root = ldap
             .with_timeout(PATIENCE)
             .search("", Scope::Base, "(objectClass=*)", ["currentTime"])
             .await
             .and_then(ldap3::SearchResult::success)
             .map_err(|error| self.failed(&error))?;
+        let _ = ldap.unbind().await;
         let told = root.0.into_iter().next().map(SearchEntry::construct);
         let told = told.and_then(|entry| entry.attrs.get("currentTime")?.first().cloned());
-        if let Some(theirs) = told.as_deref().and_then(generalized_time) {
-            let skew = Timestamp::now().duration_since(theirs);
-            if skew.abs() > MOST_SKEW {
-                return Err(DirectoryError::Failed(format!(
-                    "its clock and this machine's differ by {} s, and Kerberos refuses more than {} s: \
-                     set this machine's clock by the domain's",
-                    skew.abs().as_secs(),
-                    MOST_SKEW.as_secs()
-                )));
-            }
-        }
-        let unit = ldap
-            .with_timeout(PATIENCE)
-            .search(&self.ou, Scope::Base, "(objectClass=*)", ["dn"])
-            .await
-            .map_err(|error| self.failed(&error))?;
-        let _ = ldap.unbind().await;
-        match unit.1.rc {
-            0 if !unit.0.is_empty() => Ok(()),
-            0 | NO_SUCH_OBJECT => Err(DirectoryError::NoSuchUnit(self.ou.clone())),
-            rc => Err(self.said(rc, &unit.1.text, "look into its unit")),
-        }
+        let theirs = told
+            .as_deref()
+            .and_then(generalized_time)
+            .ok_or_else(|| DirectoryError::Failed(format!("{server} does not tell its time")))?;
+        Ok(Timestamp::now().duration_since(theirs))
     }
 
     /// Ours alone: Windows, too, calls machines DESKTOP- and seven letters and digits.
@@ -356,22 +382,34 @@ impl Directory {
         }
     }
 
-    /// A connection to the first server that answers.
-    async fn bound(&self) -> Result<Ldap, DirectoryError> {
-        let mut last =
-            DirectoryError::Unreachable("none is configured (domain.servers)".to_owned());
+    /// A connection to the first controller that can be asked, and its name.
+    async fn first(&self) -> Result<(&str, Ldap), DirectoryError> {
+        let mut last = none();
         for server in &self.servers {
             match self.bound_at(server).await {
-                Err(error @ DirectoryError::Unreachable(_)) => last = error,
-                done => return done,
+                Err(error) if error.asked_nothing() => last = error,
+                bound => return Ok((server, bound?)),
             }
         }
         Err(last)
     }
 
+    /// A connection to each controller that can be asked: one at least.
+    async fn all(&self) -> Result<Vec<Ldap>, DirectoryError> {
+        let mut last = none();
+        let mut all = Vec::new();
+        for server in &self.servers {
+            match self.bound_at(server).await {
+                Err(error) if error.asked_nothing() => last = error,
+                bound => all.push(bound?),
+            }
+        }
+        if all.is_empty() { Err(last) } else { Ok(all) }
+    }
+
     async fn bound_at(&self, server: &str) -> Result<Ldap, DirectoryError> {
         let settings = LdapConnSettings::new()
-            .set_conn_timeout(PATIENCE)
+            .set_conn_timeout(CONNECT)
             .set_config(self.tls.clone());
         let url = format!("ldaps://{server}");
         let (connection, mut ldap) = match LdapConnAsync::with_settings(settings, &url).await {
@@ -409,24 +447,34 @@ impl Directory {
     fn failed(&self, error: &LdapError) -> DirectoryError {
         match error {
             LdapError::Timeout { .. } => {
-                DirectoryError::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()))
+                DirectoryError::Unreachable(format!("the domain within {} s", PATIENCE.as_secs()))
             }
-            LdapError::Io { source } => DirectoryError::Unreachable(source.to_string()),
-            other => DirectoryError::Unreachable(other.to_string()),
+            LdapError::Io { source } => {
+                DirectoryError::Unreachable(format!("the domain: {source}"))
+            }
+            other => DirectoryError::Unreachable(format!("the domain: {other}")),
         }
     }
 }
 
+fn none() -> DirectoryError {
+    DirectoryError::Failed("no controller is configured (domain.servers)".to_owned())
+}
+
 fn unconnected(server: &str, error: &LdapError) -> DirectoryError {
-    let text = error.to_string();
-    // What rustls says of a certificate, and of a name that is not in it.
-    if text.contains("certificate") {
-        return DirectoryError::Certificate {
+    match Distrust::of(error) {
+        Some(Distrust { cause, advice }) => DirectoryError::Certificate {
             server: server.to_owned(),
-            cause: text.trim_start_matches("I/O error: ").to_owned(),
-        };
+            cause,
+            advice: advice.unwrap_or("set domain.ca_file to the authority that signed it"),
+        },
+        None => DirectoryError::Unreachable(match error {
+            LdapError::Timeout { .. } => {
+                format!("{server}: no connection within {} s", CONNECT.as_secs())
+            }
+            other => format!("{server}: {other}"),
+        }),
     }
-    DirectoryError::Unreachable(format!("{server}: {text}"))
 }
 
 /// In quotation marks, as UTF-16 (MS-ADTS 3.1.1.3.1.5.1).

@@ -194,7 +194,10 @@ async fn ready(provider: &dyn Provider, name: DesktopName) -> SecretString {
             match message {
                 FromAgent::Ready { token, .. } => return token,
                 FromAgent::Failed { step, message } => panic!("{step}: {message}"),
-                FromAgent::Hello { .. } | FromAgent::Evidence { .. } | FromAgent::Left => {}
+                FromAgent::Hello { .. }
+                | FromAgent::Evidence { .. }
+                | FromAgent::Trouble { .. }
+                | FromAgent::Left => {}
             }
         }
         panic!("the channel ended before the agent was ready");

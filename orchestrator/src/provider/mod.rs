@@ -152,6 +152,11 @@ pub trait Provider: Send + Sync + 'static {
     /// Can desktops be made? Cheap enough to be asked before each create.
     async fn preflight(&self) -> Vec<Check>;
 
+    /// Can they be members of the domain? Asked for those alone that are to be: the others need no domain.
+    async fn domain_preflight(&self) -> Vec<Check> {
+        Vec::new()
+    }
+
     /// Makes and starts a machine.
     async fn create(&self, spec: &DesktopSpec) -> Result<(), ProviderError>;
 

@@ -3,7 +3,7 @@
 use super::call::{self, Call, Method};
 use super::error::{Effect, PveError};
 use super::token::Token;
-use crate::trust::{Trust, TrustError};
+use crate::trust::{Distrust, Trust, TrustError, causes};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
@@ -313,7 +313,7 @@ impl Client {
         connecting: bool,
     ) -> PveError {
         let address = self.address.clone();
-        if let Some(cause) = certificate_error(error) {
+        if let Some(Distrust { cause, advice }) = Distrust::of(error) {
             let pin = self.pinned.as_ref().and_then(|pinned| {
                 let seen = pinned.seen()?;
                 Some(format!("it is {seen}, not {}", pinned.announced()))
@@ -321,6 +321,9 @@ impl Client {
             return PveError::Certificate {
                 address,
                 cause: pin.unwrap_or(cause),
+                advice: advice.unwrap_or(
+                    "give the authority that signed it, or its fingerprint as `pvenode cert info` shows it on the node",
+                ),
             };
         }
         let cause = innermost(error);
@@ -363,27 +366,8 @@ fn reason(answer: &Response<Incoming>) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// What is wrong with the server's certificate, if that is what is wrong.
-fn certificate_error(error: &(dyn Error + 'static)) -> Option<String> {
-    causes(error).find_map(|error| match error.downcast_ref::<rustls::Error>()? {
-        rustls::Error::InvalidCertificate(what) => Some(what.to_string()),
-        _ => None,
-    })
-}
-
 fn innermost(error: &(dyn Error + 'static)) -> String {
     causes(error).last().unwrap_or(error).to_string()
-}
-
-/// An error and all that it comes from. What an I/O error wraps is not its `source`.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        let wrapped = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .map(|wrapped| wrapped as &(dyn Error + 'static));
-        wrapped.or_else(|| error.source())
-    })
 }
 
 #[cfg(test)]

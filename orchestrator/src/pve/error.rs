@@ -106,15 +106,14 @@ pub enum PveError {
         cause: String,
     },
     /// The certificate is not to be believed; nothing was sent.
-    #[error(
-        "the certificate of {address} is not trusted ({cause}): give the authority that signed it, or its fingerprint as \
-         `pvenode cert info` shows it on the node"
-    )]
+    #[error("the certificate of {address} is not trusted ({cause}): {advice}")]
     Certificate {
         /// The API that was asked.
         address: String,
         /// What is wrong with it.
         cause: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// The connection ended before the answer did.
     #[error("{call}: {address} ended the connection before it answered ({cause})")]
