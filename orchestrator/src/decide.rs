@@ -435,7 +435,9 @@ fn watch(
     let next_warning = WARNINGS_S
         .get(due)
         .and_then(|w| record.expires_at.checked_sub(s(*w)).ok());
-    let heard = facts.evidence.map_or(facts.since, |e| e.at);
+    // An agent that has reported nothing yet is not silent since before its desktop was ready.
+    let listening = record.ready_at.unwrap_or(facts.since).max(facts.since);
+    let heard = facts.evidence.map_or(listening, |e| e.at);
     let silence_end = after(heard, s(limits.silence_s));
     if now >= silence_end {
         return Action::End(EndReason::MachineLost);

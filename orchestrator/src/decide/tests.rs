@@ -614,3 +614,18 @@ fn what_was_down_for_a_minute_is_tried_again_soon_after_and_no_operator_is_calle
     }
     assert_eq!(model.record.phase, SessionPhase::Ended);
 }
+
+#[test]
+fn the_time_of_making_a_desktop_is_no_silence_of_its_agent() {
+    let mut model = Model::new(Origin::V1);
+    model.limits.silence_s = 20;
+    model.happen(&Event::Place);
+    for event in [Event::Succeed, Event::Succeed, Event::Announce] {
+        model.happen(&Event::Pass(20));
+        model.happen(&event);
+    }
+    model.happen(&Event::Succeed);
+    assert_eq!(model.record.phase, SessionPhase::Ready);
+    model.happen(&Event::Pass(19));
+    assert_eq!(model.record.phase, SessionPhase::Ready);
+}

@@ -252,9 +252,8 @@ impl From<DirectoryError> for ProviderError {
             | DirectoryError::Refused { .. }
             | DirectoryError::Forbidden { .. }
             | DirectoryError::NoSuchUnit(_) => Self::Unavailable(text),
-            DirectoryError::Unreachable(_)
-            | DirectoryError::Exists(_)
-            | DirectoryError::Failed(_) => Self::Failed(text),
+            DirectoryError::Unreachable(_) => Self::Busy(text),
+            DirectoryError::Exists(_) | DirectoryError::Failed(_) => Self::Failed(text),
         }
     }
 }
