@@ -48,7 +48,9 @@ impl Here {
     async fn with(site: Site, name: &str, limits: &str, sections: String) -> Result<Self> {
         let lab = Lab::new(name)?;
         let provider = lab::Provider::Terraform(sections);
-        let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
+        // Nobody beats for a session here, and making a desktop takes long on a busy machine.
+        let limits = format!("lease_s = 1800\n{limits}");
+        let orchestrator = Orchestrator::start(&lab, &provider, &limits).await?;
         Ok(Self {
             site,
             lab,
