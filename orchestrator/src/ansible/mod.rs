@@ -327,8 +327,9 @@ impl Provider for Ansible {
 
     async fn last_words(&self, name: DesktopName) -> Vec<Section> {
         let mut sections = self.machines.last_words(name).await;
-        if let Ok(secrets) = self.secrets_of(name) {
-            sections.push(self.run(name).said("ansible", LANGUAGE, &secrets));
+        let run = self.run(name);
+        if let (true, Ok(secrets)) = (run.folder().exists(), self.secrets_of(name)) {
+            sections.push(run.said("ansible", LANGUAGE, &secrets));
         }
         sections
     }

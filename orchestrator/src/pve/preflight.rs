@@ -184,17 +184,17 @@ pub fn needs(wanted: &Wanted, major: u32) -> Vec<Need> {
                 Error,
             );
         }
+        if wanted.rest == Rest::Configure {
+            let either = ["VM.GuestAgent.FileRead", "VM.GuestAgent.Unrestricted"];
+            let reason = "to read the SSH host key of a desktop that Ansible configures";
+            need(&desktops, &either, reason, Error);
+        }
         need(
             &desktops,
             &["VM.GuestAgent.Unrestricted"],
             "to keep the journal of a desktop that failed",
             Warning,
         );
-        if wanted.rest == Rest::Configure {
-            let either = ["VM.GuestAgent.FileRead", "VM.GuestAgent.Unrestricted"];
-            let reason = "to read the SSH host key of a desktop that Ansible configures";
-            need(&desktops, &either, reason, Error);
-        }
     } else {
         need(
             &desktops,
