@@ -6,6 +6,7 @@
 use crate::agents::AgentsConfig;
 use crate::ansible::AnsibleConfig;
 use crate::domain::DomainConfig;
+use crate::provider::Extra;
 use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
@@ -176,6 +177,16 @@ pub struct Template {
     /// The playbook that makes a desktop of each machine, if the template is a plain one.
     #[serde(default)]
     pub playbook: Option<PathBuf>,
+}
+
+impl Template {
+    /// What its desktops want beside a machine.
+    #[must_use]
+    pub fn extras(&self) -> Vec<Extra> {
+        let domain = self.domain.then_some(Extra::Domain);
+        let playbook = self.playbook.as_ref().map(|_| Extra::Playbook);
+        domain.into_iter().chain(playbook).collect()
+    }
 }
 
 fn default_cpus() -> u32 {

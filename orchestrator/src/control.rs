@@ -5,8 +5,8 @@
 //! * A machine that a provider lists and no live row owns is removed after two sightings.
 
 use crate::clock::{Clock, between};
-use crate::config::Config;
-use crate::provider::{Check, CheckStatus, Provider};
+use crate::config::{Config, Template};
+use crate::provider::{Check, CheckStatus, Extra, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
 use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
@@ -339,8 +339,8 @@ impl Control {
         })?;
         let template = self.shared.config.find_template(Some(&wish.template));
         let mut checks = provider.preflight().await;
-        if template.is_some_and(|t| t.domain) {
-            checks.extend(provider.domain_preflight().await);
+        for extra in template.map(Template::extras).unwrap_or_default() {
+            checks.extend(provider.preflight_of(extra).await);
         }
         let wrong: Vec<Check> = checks
             .into_iter()
@@ -361,7 +361,9 @@ impl Control {
         let mut checks = Vec::new();
         for provider in self.shared.providers.values() {
             checks.extend(provider.preflight().await);
-            checks.extend(provider.domain_preflight().await);
+            for extra in [Extra::Domain, Extra::Playbook] {
+                checks.extend(provider.preflight_of(extra).await);
+            }
         }
         checks
     }

@@ -372,6 +372,17 @@ fn prepare(
             Action::Fail(Problem::new(code, why))
         }
     };
+    // The agent that fails has its bootstrap, even if it says so before this process has noticed.
+    let noticed = (desktop.phase(), facts.busy, facts.progress);
+    if facts.failed.is_some() {
+        match noticed {
+            (DesktopPhase::Booting, Some(Op::Bootstrap), _) => {
+                return Action::Wait(Some(timeout));
+            }
+            (DesktopPhase::Booting, None, Progress::Bootstrapped) => return Action::Configuring,
+            _ => {}
+        }
+    }
     match &facts.failed {
         Some(Failed::ForGood(problem)) => return Action::Fail(problem.clone()),
         Some(Failed::NoRoom(why)) => return Action::Requeue(why.clone()),

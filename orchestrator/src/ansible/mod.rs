@@ -14,8 +14,8 @@ mod playbook;
 
 use crate::clock::s;
 use crate::provider::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, Locks, MachineState, Provider, ProviderError,
-    Section, SshServer, Steps, lock_of,
+    AgentChannel, Check, CheckStatus, DesktopSpec, Extra, Locks, MachineState, Provider,
+    ProviderError, Section, SshServer, Steps, lock_of,
 };
 use crate::run::{Language, Run, one_line};
 use crate::secret::Secrets;
@@ -252,9 +252,14 @@ impl Provider for Ansible {
     }
 
     async fn preflight(&self) -> Vec<Check> {
-        let mut found = self.machines.preflight().await;
-        found.extend(checks(&self.config, &self.playbooks));
-        found
+        self.machines.preflight().await
+    }
+
+    async fn preflight_of(&self, extra: Extra) -> Vec<Check> {
+        if extra == Extra::Playbook && !self.playbooks.is_empty() {
+            return checks(&self.config, &self.playbooks);
+        }
+        self.machines.preflight_of(extra).await
     }
 
     async fn create(&self, spec: &DesktopSpec) -> Result<(), ProviderError> {

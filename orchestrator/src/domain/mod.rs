@@ -15,7 +15,8 @@ mod directory;
 pub use directory::{Directory, DirectoryError};
 
 use crate::provider::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
+    AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
+    Section,
 };
 use crate::secret::{self, Secrets};
 use anyhow::Context;
@@ -131,7 +132,10 @@ impl Provider for Member {
         self.machines.preflight().await
     }
 
-    async fn domain_preflight(&self) -> Vec<Check> {
+    async fn preflight_of(&self, extra: Extra) -> Vec<Check> {
+        if extra != Extra::Domain {
+            return self.machines.preflight_of(extra).await;
+        }
         let mut checked = self.checked.lock().await;
         if let Some((at, found)) = &*checked {
             let ill = found.status == CheckStatus::Error;
@@ -405,7 +409,7 @@ mod tests {
         let spec = desktop(false);
         let well = |check: &Check| check.status != CheckStatus::Error;
         assert!(members.preflight().await.iter().all(well));
-        let told = members.domain_preflight().await;
+        let told = members.preflight_of(Extra::Domain).await;
         assert!(!told.iter().all(well), "{told:?}");
         members.create(&spec).await.unwrap();
         assert_eq!(members.list().await.unwrap(), [spec.name]);

@@ -133,6 +133,15 @@ pub struct SshServer {
     pub host_key: ssh_key::PublicKey,
 }
 
+/// What some templates want beside a machine: while it cannot be had, the others go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// Membership in the domain.
+    Domain,
+    /// A playbook that configures the machine.
+    Playbook,
+}
+
 /// Called with the name of every step of a create or destroy that is done. A test stops there, as a crash would.
 pub type Steps = Arc<dyn Fn(&'static str) -> Result<(), ProviderError> + Send + Sync>;
 
@@ -152,8 +161,8 @@ pub trait Provider: Send + Sync + 'static {
     /// Can desktops be made? Cheap enough to be asked before each create.
     async fn preflight(&self) -> Vec<Check>;
 
-    /// Can they be members of the domain? Asked for those alone that are to be: the others need no domain.
-    async fn domain_preflight(&self) -> Vec<Check> {
+    /// The same of what only some templates want beside a machine.
+    async fn preflight_of(&self, _: Extra) -> Vec<Check> {
         Vec::new()
     }
 

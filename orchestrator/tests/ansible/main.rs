@@ -11,7 +11,7 @@ use mayfly_orchestrator::process::{self, Process};
 use mayfly_orchestrator::provider::conformance::{self, World};
 use mayfly_orchestrator::provider::simulated::{Simulated, SimulatedConfig};
 use mayfly_orchestrator::provider::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError,
+    AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
     SshServer, Steps,
 };
 use mayfly_orchestrator::secret::Secrets;
@@ -309,7 +309,7 @@ fn tasks(tasks: &str) -> String {
 async fn a_machine_is_configured_by_its_playbook_and_nothing_of_the_run_goes_on() {
     let site = Site::new(PLAYBOOK);
     let provider = site.provider();
-    let checks = provider.preflight().await;
+    let checks = provider.preflight_of(Extra::Playbook).await;
     let own = checks.iter().find(|check| check.name == "ansible").unwrap();
     assert_eq!(own.status, CheckStatus::Ok, "{own:?}");
     provider.create(&site.spec()).await.unwrap();
