@@ -3,8 +3,7 @@
 //! It waits for its bootstrap, gives the machine its identity ([`identity`]), starts the RDP server, and then tells the
 //! orchestrator over a virtio-serial port ([`port`]), or over the network where there is none ([`line`]), whether a person is
 //! there ([`presence`]). It warns that person before the end and when a share is missing ([`notice`], [`shares`]), and powers off a
-//! machine that nobody uses and nobody
-//! asks for.
+//! machine that nobody uses and nobody asks for.
 //!
 //! What is said, and when, is decided by the pure [`talk`]; the threads here carry events to it and its effects out.
 //! Every duration is monotonic: the wall clock may jump by hours.

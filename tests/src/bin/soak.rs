@@ -172,7 +172,8 @@ impl Soak {
             .await
             .context("kill")?;
         self.terraform_kills().await.context("kill of Terraform")?;
-        let limits = format!("{LIMITS}\nconcurrent_creates = {desktops}");
+        // More than its storage clones at a time; more at once boot too slowly here for the module's patience with their agents.
+        let limits = format!("{LIMITS}\nconcurrent_creates = 4");
         self.many(Place::on_a_site("soak site many", &limits).await?, desktops)
             .await
             .context("many at once")
