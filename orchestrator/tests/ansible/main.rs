@@ -145,6 +145,8 @@ impl Site {
             .args(["-W", "ignore", script])
             .arg(path("ssh"))
             .arg("127.0.0.1")
+            // What a module that is killed leaves ends with the site.
+            .env("TMPDIR", path("ssh"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
