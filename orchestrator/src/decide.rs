@@ -373,13 +373,10 @@ fn prepare(
         }
     };
     // The agent that fails has its bootstrap, even if it says so before this process has noticed.
-    let noticed = (desktop.phase(), facts.busy, facts.progress);
-    if facts.failed.is_some() {
-        match noticed {
-            (DesktopPhase::Booting, Some(Op::Bootstrap), _) => {
-                return Action::Wait(Some(timeout));
-            }
-            (DesktopPhase::Booting, None, Progress::Bootstrapped) => return Action::Configuring,
+    if facts.failed.is_some() && desktop.phase() == DesktopPhase::Booting {
+        match (facts.busy, facts.progress) {
+            (Some(Op::Bootstrap), _) => return Action::Wait(Some(timeout)),
+            (None, Progress::Bootstrapped) => return Action::Configuring,
             _ => {}
         }
     }

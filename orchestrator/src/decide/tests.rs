@@ -629,3 +629,19 @@ fn the_time_of_making_a_desktop_is_no_silence_of_its_agent() {
     model.happen(&Event::Pass(19));
     assert_eq!(model.record.phase, SessionPhase::Ready);
 }
+
+#[test]
+fn an_agent_that_fails_before_its_bootstrap_was_noticed_is_told_at_its_stage() {
+    let mut model = Model::new(Origin::V1);
+    model.happen(&Event::Place);
+    model.happen(&Event::Succeed);
+    let facts = model.facts.as_mut().unwrap();
+    assert_eq!(facts.busy, Some(Op::Bootstrap));
+    let broke = Problem::new(ProblemCode::CreateFailed, "it broke");
+    facts.failed = Some(Failed::ForGood(broke));
+    model.settle();
+    assert_eq!(model.record.phase, SessionPhase::Preparing);
+    model.happen(&Event::Succeed);
+    let failure = model.record.failure.clone().unwrap();
+    assert_eq!(failure.stage, StageName::Configuring);
+}

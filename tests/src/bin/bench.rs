@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mayfly_api::{CreateSession, SessionId, SessionPhase};
+use mayfly_api::{CreateSession, Session, SessionId, SessionPhase};
 use mayfly_orchestrator::supervise::{Status, Supervised};
 use mayfly_tests::lab::{Desk, Lab, Launcher, Orchestrator, Provider, image_folder, until};
 use mayfly_tests::machine;
@@ -62,20 +62,13 @@ async fn desktop(runs: usize) -> Result<Value> {
     let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
     let desk = Desk::start(&lab).await?;
     let (mut ready, mut pixel, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut stages = Stages::new();
     for _ in 0..runs {
         let begin = Instant::now();
         let held = Held::create(&orchestrator).await?;
         let session = held.ready(&orchestrator).await?;
         ready.push(ms(begin));
-        for stage in &session.stages {
-            let name = format!("{:?}", stage.name).to_lowercase();
-            let duration = stage.duration_ms.unwrap_or_default();
-            stages
-                .entry(name)
-                .or_default()
-                .push(f64::from(u32::try_from(duration)?));
-        }
+        note(&mut stages, &session)?;
 
         let begin = Instant::now();
         let mut viewer = held.view(&lab, &desk, &orchestrator).await?;
@@ -93,16 +86,30 @@ async fn desktop(runs: usize) -> Result<Value> {
         gone.push(ms(begin));
         lab.nothing_is_left()?;
     }
-    let stages: BTreeMap<_, _> = stages
-        .into_iter()
-        .map(|(name, all)| (name, figures(all)))
-        .collect();
     Ok(json!({
         "create_to_ready_ms": figures(ready),
-        "of_which_stages_ms": stages,
+        "of_which_stages_ms": of_stages(stages),
         "ready_to_first_pixel_ms": figures(pixel),
         "destroy_to_gone_ms": figures(gone),
     }))
+}
+
+/// Milliseconds of each stage, of every run.
+type Stages = BTreeMap<String, Vec<f64>>;
+
+fn note(stages: &mut Stages, session: &Session) -> Result<()> {
+    for stage in &session.stages {
+        let name = format!("{:?}", stage.name).to_lowercase();
+        let duration = stage.duration_ms.unwrap_or_default();
+        let entry = stages.entry(name).or_default();
+        entry.push(f64::from(u32::try_from(duration)?));
+    }
+    Ok(())
+}
+
+fn of_stages(stages: Stages) -> BTreeMap<String, Value> {
+    let each = stages.into_iter();
+    each.map(|(name, all)| (name, figures(all))).collect()
 }
 
 /// Runs [`site`] in a network of its own.
@@ -128,7 +135,7 @@ async fn site(runs: usize) -> Result<Value> {
     let orchestrator = Orchestrator::start(&lab, &provider, "").await?;
     let (mut ready, mut boot, mut outside) = (Vec::new(), Vec::new(), Vec::new());
     let (mut apply, mut gone) = (Vec::new(), Vec::new());
-    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut stages = Stages::new();
     for _ in 0..runs {
         let begin = Instant::now();
         let held = Held::create(&orchestrator).await?;
@@ -147,12 +154,7 @@ async fn site(runs: usize) -> Result<Value> {
         ready.push(all);
         boot.push(booted);
         outside.push(all - booted);
-        for stage in &session.stages {
-            let name = format!("{:?}", stage.name).to_lowercase();
-            let duration = stage.duration_ms.unwrap_or_default();
-            let entry = stages.entry(name).or_default();
-            entry.push(f64::from(u32::try_from(duration)?));
-        }
+        note(&mut stages, &session)?;
         let name = session.desktop.context("a desktop")?.to_string();
         let run = Supervised::at(&lab.path("state/terraform").join(name)).status();
         let Status::Exited(exit) = run else {
@@ -166,13 +168,9 @@ async fn site(runs: usize) -> Result<Value> {
         gone.push(ms(begin));
         lab.nothing_is_left()?;
     }
-    let stages: BTreeMap<_, _> = stages
-        .into_iter()
-        .map(|(name, all)| (name, figures(all)))
-        .collect();
     Ok(json!({
         "create_to_ready_ms": figures(ready),
-        "of_which_stages_ms": stages,
+        "of_which_stages_ms": of_stages(stages),
         "of_which_machine_boots_ms": figures(boot),
         "outside_the_boot_ms": figures(outside),
         "apply_cpu_ms": figures(apply),
