@@ -406,6 +406,14 @@ impl Config {
                 }
             }
         }
+        let terraform = &self.provider.terraform;
+        if !(1..terraform.apply_timeout_s).contains(&terraform.address_timeout_s) {
+            return wrong(
+                "provider.terraform.address_timeout_s",
+                terraform.address_timeout_s.to_string(),
+                "at least 1 is needed, and less than provider.terraform.apply_timeout_s, which it is a part of",
+            );
+        }
         let clones = self.provider.terraform.proxmox.clones;
         if !(1..=100).contains(&clones) {
             let key = "provider.terraform.proxmox.clones";
@@ -642,6 +650,13 @@ mod tests {
                 vec!["agents.listen", "5001"],
             ),
             ("state_dir = \"here\"", vec!["state_dir", "absolute"]),
+            (
+                "[provider.terraform]\naddress_timeout_s = 480",
+                vec![
+                    "provider.terraform.address_timeout_s = 480",
+                    "apply_timeout_s",
+                ],
+            ),
             (
                 "[[template]]\nname = \"a\"\nprovider = \"qemu\"\nplaybook = \"/p.yml\"\n\
                  [limits]\ncreating_timeout_s = 2000\ncreate_timeout_s = 2000",

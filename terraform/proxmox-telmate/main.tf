@@ -13,7 +13,7 @@ resource "proxmox_vm_qemu" "desktop" {
   additional_wait = 0
 
   agent         = 1
-  agent_timeout = 180
+  agent_timeout = var.address_timeout_s
   skip_ipv6     = true
 
   cpu {

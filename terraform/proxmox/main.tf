@@ -26,7 +26,8 @@ resource "proxmox_virtual_environment_vm" "desktop" {
 
   agent {
     enabled = true
-    timeout = "3m"
+    # Without one in time the apply succeeds all the same, and the output ipv4 is null.
+    timeout = "${var.address_timeout_s}s"
     wait_for_ip {
       ipv4 = true
     }
@@ -76,8 +77,8 @@ resource "proxmox_virtual_environment_vm" "desktop" {
     }
   }
 
-  timeout_clone    = 120
-  timeout_create   = 300
+  # Of all that makes a clone, the wait for its address too: the provider counts no part by itself.
+  timeout_clone    = 120 + var.address_timeout_s
   timeout_start_vm = 120
   timeout_stop_vm  = 120
 }

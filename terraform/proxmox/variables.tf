@@ -82,6 +82,12 @@ variable "disk_gb" {
   default     = null
 }
 
+variable "address_timeout_s" {
+  description = "So long the machine's guest agent is waited for to tell its address, in seconds."
+  type        = number
+  default     = 120
+}
+
 variable "user" {
   description = "The account that Ansible logs in with; cloud-init makes it."
   type        = string

@@ -348,6 +348,14 @@ impl Site {
     /// # Errors
     /// When `cargo xtask test` did not say where the tools are.
     pub fn configuration(&self) -> Result<String> {
+        self.waiting(120)
+    }
+
+    /// The same, with so many seconds for a desktop to have an address.
+    ///
+    /// # Errors
+    /// When `cargo xtask test` did not say where the tools are.
+    pub fn waiting(&self, address_timeout_s: u32) -> Result<String> {
         let tool = |name: &str| {
             std::env::var(name)
                 .with_context(|| format!("{name} is not set: run `cargo xtask test`"))
@@ -355,6 +363,7 @@ impl Site {
         Ok(format!(
             "[agents]\nlisten = {AGENTS:?}\n\
              [provider.terraform]\nprogram = {:?}\nplugins = {:?}\nmodule = {:?}\nfirst_vm_id = {FIRST_VM_ID}\n\
+             address_timeout_s = {address_timeout_s}\n\
              [provider.terraform.proxmox]\naddress = \"https://127.0.0.1:{}\"\ntoken_id = {:?}\ntoken_file = {:?}\n\
              ca_file = {:?}\ntemplate = {TEMPLATE}\nstorage = \"ceph\"\nbridge = {BRIDGE:?}\npool = \"daas\"\n",
             tool("MAYFLY_TOFU")?,

@@ -48,6 +48,10 @@ run "a_desktop_is_a_linked_clone_with_the_size_and_network_of_the_prototype" {
     error_message = "Tags must be sorted."
   }
   assert {
+    condition     = proxmox_virtual_environment_vm.desktop.agent[0].timeout == "120s" && proxmox_virtual_environment_vm.desktop.timeout_clone == 240
+    error_message = "The time for a clone must hold the wait for its address."
+  }
+  assert {
     condition     = output.ipv4 == "192.0.2.17" && output.vm_id == 10255 && output.name == "desktop-00000ff" && output.node == "pve1"
     error_message = "The outputs must name the machine, and not its loopback address."
   }

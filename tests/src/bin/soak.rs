@@ -107,7 +107,8 @@ impl Place {
     async fn on_a_site(name: &str, limits: &str) -> Result<Self> {
         let site = Site::start(&image_folder("MAYFLY_DESKTOP_IMAGE")?, json!({}))?;
         let lab = Lab::new(name)?;
-        let provider = Provider::Terraform(site.configuration()?);
+        // Four desktops boot at once on two emulated processors.
+        let provider = Provider::Terraform(site.waiting(300)?);
         let orchestrator = Orchestrator::start(&lab, &provider, limits).await?;
         Ok(Self {
             lab,
@@ -172,7 +173,7 @@ impl Soak {
             .await
             .context("kill")?;
         self.terraform_kills().await.context("kill of Terraform")?;
-        // More than its storage clones at a time; more at once boot too slowly here for the module's patience with their agents.
+        // More than its storage clones at a time.
         let limits = format!("{LIMITS}\nconcurrent_creates = 4");
         self.many(Place::on_a_site("soak site many", &limits).await?, desktops)
             .await

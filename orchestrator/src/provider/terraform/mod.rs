@@ -99,6 +99,8 @@ pub struct TerraformConfig {
     pub first_vm_id: u32,
     /// A run that takes longer has failed.
     pub apply_timeout_s: u32,
+    /// A machine that has no address so long after its start is removed, and another is made, at most twice.
+    pub address_timeout_s: u32,
     /// The cluster.
     pub proxmox: ProxmoxConfig,
 }
@@ -111,6 +113,7 @@ impl Default for TerraformConfig {
             plugins: None,
             first_vm_id: 100_000,
             apply_timeout_s: 480,
+            address_timeout_s: 120,
             proxmox: ProxmoxConfig::default(),
         }
     }
@@ -516,6 +519,7 @@ impl Terraform {
             "cores": spec.cpus,
             "memory_mb": spec.memory_mib,
             "disk_gb": proxmox.disk_gb,
+            "address_timeout_s": self.config.address_timeout_s,
             "user": SSH_USER,
             "ssh_public_key": self.ssh_key(spec.name),
         })
@@ -595,9 +599,11 @@ impl Terraform {
     async fn address(&self, name: DesktopName) -> Result<IpAddr, ProviderError> {
         let state = self.parts.machines.state(name).await.map_err(of_store)?;
         state.as_deref().and_then(address_in).ok_or_else(|| {
-            ProviderError::Failed(format!(
-                "{name} was made and has no address: its guest agent told none in time; does {} have a DHCP server?",
-                self.config.proxmox.bridge
+            // A guest that hangs, or a moment without DHCP: another may be luckier.
+            ProviderError::Busy(format!(
+                "{name} was made and has no address: its guest agent told none within {} s \
+                 (provider.terraform.address_timeout_s); does {} have a DHCP server?",
+                self.config.address_timeout_s, self.config.proxmox.bridge
             ))
         })
     }
