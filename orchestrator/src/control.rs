@@ -6,6 +6,7 @@
 
 use crate::clock::{Clock, between};
 use crate::config::{Config, Template};
+use crate::failpoints::{self, around};
 use crate::provider::{Check, CheckStatus, Extra, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
@@ -133,8 +134,16 @@ impl Shared {
         change: impl FnOnce(&mut Record) -> Change + Send,
     ) -> Result<Option<(Record, Change)>, StoreError> {
         let now = self.clock.now();
+        let change = |record: &mut Record| {
+            let changed = change(record);
+            if changed != Change::Nothing {
+                failpoints::before(|| record.commit());
+            }
+            changed
+        };
         let done = self.store.update(id, now, Box::new(change)).await?;
         if let Some((record, Change::Told | Change::Quiet)) = &done {
+            failpoints::after(|| record.commit());
             self.hub.publish(record);
         }
         Ok(done)
@@ -267,10 +276,8 @@ impl Control {
             .await?;
         let limits = &shared.config.limits;
         let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
-        let accepted = shared
-            .store
-            .accept(record, idempotency, limits.max_queued)
-            .await?;
+        let accepted = shared.store.accept(record, idempotency, limits.max_queued);
+        let accepted = around("commit accept", accepted).await?;
         if let Accepted::New(record) = &accepted {
             info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
             self.work_for(record.id);
@@ -504,6 +511,7 @@ async fn give_places(shared: &Shared) -> Result<(), StoreError> {
         let Some(record) = shared.store.plan_next(limits, &full, now).await? else {
             break;
         };
+        failpoints::after(|| record.commit());
         shared.hub.publish(&record);
     }
     for record in shared.store.renumber_queue(shared.clock.now()).await? {
@@ -545,7 +553,7 @@ async fn reap_from(
     suspects: &mut HashSet<DesktopName>,
 ) -> anyhow::Result<()> {
     // In this order: a machine that is made in between is in neither or in both.
-    let there = provider.list().await?;
+    let there = around("list", provider.list()).await?;
     // Of every provider: what one shows may be part of another's desktop, such as an account.
     let owned: HashSet<_> = shared.store.desktops().await?.into_iter().collect();
     let most = (there.len() / REAPED_SHARE).max(REAPED_ALWAYS);
@@ -564,7 +572,7 @@ async fn reap_from(
     }
     for name in again.into_iter().take(most) {
         warn!(desktop = %name, "nobody owns it; removing it");
-        if let Err(error) = provider.destroy(name).await {
+        if let Err(error) = around("reap", provider.destroy(name)).await {
             error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
             suspects.insert(name);
         }

@@ -14,6 +14,7 @@ use crate::clock::after;
 use crate::config::Config;
 use crate::control::Shared;
 use crate::decide::{Facts, Failed, Progress};
+use crate::failpoints::around;
 use crate::provider::{Provider, Section};
 use crate::session::Record;
 use crate::store::sqlite::SqliteStore;
@@ -90,7 +91,7 @@ pub async fn keep(
         at: shared.clock.now(),
         text,
     };
-    match shared.store.keep(&kept).await {
+    match around("commit words", shared.store.keep(&kept)).await {
         Ok(()) => {
             warn!(%session, desktop = %name, "it failed; to read what it left: mayfly-orchestrator logs {session}");
         }

@@ -12,6 +12,7 @@ pub mod decide;
 pub mod desktop;
 pub mod doctor;
 pub mod domain;
+mod failpoints;
 pub mod http;
 pub mod image;
 pub mod last_words;

@@ -458,6 +458,13 @@ impl Record {
         };
     }
 
+    /// Names a commit of it, such as `commit preparing, booting`.
+    pub(crate) fn commit(&self) -> String {
+        let desktop = self.desktop.as_ref().map(Desktop::phase);
+        let desktop = desktop.map_or("no desktop".to_owned(), |phase| format!("{phase:?}"));
+        format!("commit {:?}, {desktop}", self.phase).to_lowercase()
+    }
+
     /// As the API shows it. Holds no secret.
     #[must_use]
     pub fn view(&self) -> Session {

@@ -8,6 +8,7 @@ use crate::clock::between;
 use crate::control::Shared;
 use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
+use crate::failpoints::around;
 use crate::last_words;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
@@ -448,13 +449,13 @@ impl Worker {
             Op::Create => {
                 let spec = self.spec(name, record);
                 self.operation.spawn(async move {
-                    let made = provider.create(&spec).await;
+                    let made = around("create", provider.create(&spec)).await;
                     (op, made.map_err(Failed::from))
                 });
             }
             Op::Adopt => {
                 self.operation.spawn(async move {
-                    let adopted = match provider.adopt(name).await {
+                    let adopted = match around("adopt", provider.adopt(name)).await {
                         Ok(true) => Ok(()),
                         Ok(false) => {
                             let what = format!("nothing makes {name} any more");
@@ -492,14 +493,14 @@ impl Worker {
                 let (shared, session) = (self.shared.clone(), self.id);
                 self.operation.spawn(async move {
                     if failed {
-                        last_words::keep(shared, &*provider, session, name).await;
+                        around("last words", last_words::keep(shared, &*provider, session, name)).await;
                     }
                     if may_have_open_files
                         && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }
-                    let gone = provider.destroy(name).await;
+                    let gone = around("destroy", provider.destroy(name)).await;
                     (op, gone.map_err(Failed::from))
                 });
             }
@@ -584,7 +585,7 @@ async fn hand_over(
 ) -> Result<(), Failed> {
     loop {
         bootstrap.now = Timestamp::now();
-        match provider.bootstrap(name, &bootstrap).await {
+        match around("bootstrap", provider.bootstrap(name, &bootstrap)).await {
             Ok(()) => return Ok(()),
             Err(ProviderError::NotYet(_)) => tokio::time::sleep(BOOTSTRAP_RETRY).await,
             Err(error) => return Err(error.into()),
@@ -619,7 +620,7 @@ async fn leave(provider: &dyn Provider, name: DesktopName) {
 async fn prove(address: std::net::SocketAddr, certificate: &str) -> Result<(), Failed> {
     let mut wrong = 0;
     loop {
-        match probe(address, certificate, PROBE_LIMIT).await {
+        match around("probe", probe(address, certificate, PROBE_LIMIT)).await {
             Ok(()) => return Ok(()),
             Err(error @ ProbeError::WrongCertificate { .. }) => {
                 wrong += 1;
@@ -641,7 +642,7 @@ async fn follow_agent(
     mut outgoing: mpsc::Receiver<ToAgent>,
 ) {
     loop {
-        match provider.agent(name).await {
+        match around("agent", provider.agent(name)).await {
             Ok(AgentChannel {
                 mut from_agent,
                 to_agent,
@@ -676,7 +677,7 @@ async fn look_after(
     signal: mpsc::Sender<(DesktopName, Signal)>,
 ) {
     loop {
-        let lost = match provider.state(name).await {
+        let lost = match around("state", provider.state(name)).await {
             Ok(MachineState::Running) => None,
             Ok(MachineState::Dead { reason }) => Some(reason),
             Ok(MachineState::Absent) => Some("nothing of it exists".to_owned()),

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod caller;
+pub mod deaths;
 pub mod lab;
 pub mod machine;
 pub mod realm;

@@ -22,7 +22,7 @@ use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
 use mayfly_tests::realm::{Cable, Realm};
 use mayfly_tests::sessions::{END, Held, READY};
 use mayfly_tests::site::{
-    self, AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
+    AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
 };
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};

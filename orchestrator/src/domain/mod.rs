@@ -14,6 +14,7 @@ mod directory;
 
 pub use directory::{Directory, DirectoryError};
 
+use crate::failpoints::around;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
     Section,
@@ -156,7 +157,8 @@ impl Provider for Member {
             };
             let mut note = std::fs::File::create_new(&path).map_err(failed)?;
             let password = self.secrets.join_password(spec.name);
-            let server = self.directory.preset(spec.name, &password).await?;
+            let preset = self.directory.preset(spec.name, &password);
+            let server = around("account preset", preset).await?;
             note.write_all(server.as_bytes()).map_err(failed)?;
         }
         self.machines.create(spec).await
@@ -214,7 +216,7 @@ impl Provider for Member {
     async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
         self.machines.destroy(name).await?;
         let note = self.note(name);
-        match self.directory.remove(name).await {
+        match around("account remove", self.directory.remove(name)).await {
             Ok(_) => {}
             Err(error) if note.exists() => return Err(error.into()),
             // One that is there all the same is listed as soon as the domain answers.
@@ -239,7 +241,7 @@ impl Provider for Member {
                 .flatten()
                 .filter_map(|note| note.file_name().to_str()?.parse::<DesktopName>().ok()),
         );
-        match self.directory.list().await {
+        match around("account list", self.directory.list()).await {
             Ok(accounts) => names.extend(accounts),
             // What is not listed is not missed: machines without owner are removed even while the domain is down.
             Err(error) => tracing::warn!(%error, "accounts of desktops could not be listed"),

@@ -6,6 +6,7 @@
 
 use super::refusal;
 use crate::control::Refused;
+use crate::failpoints::around;
 use crate::secret::{self, Secrets};
 use crate::store::machines::{Locking, Machines};
 use axum::Router;
@@ -109,7 +110,8 @@ async fn save(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let id = id.unwrap_or_default();
-    Ok(answer(backend.machines.save(name, &id, &body).await?))
+    let saved = backend.machines.save(name, &id, &body);
+    Ok(answer(around("commit save", saved).await?))
 }
 
 /// What Terraform says of a lock; kept and shown as it is.
@@ -138,7 +140,8 @@ async fn lock(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let (Lock { id }, info) = read_lock(&body)?;
-    Ok(answer(backend.machines.lock(name, &id, &info).await?))
+    let locked = backend.machines.lock(name, &id, &info);
+    Ok(answer(around("commit lock", locked).await?))
 }
 
 async fn unlock(
@@ -147,7 +150,8 @@ async fn unlock(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let (Lock { id }, _) = read_lock(&body)?;
-    Ok(answer(backend.machines.unlock(name, &id).await?))
+    let unlocked = backend.machines.unlock(name, &id);
+    Ok(answer(around("commit unlock", unlocked).await?))
 }
 
 fn answer(locking: Locking) -> Response {

@@ -180,7 +180,7 @@ impl Simulated {
                 machines: Mutex::default(),
                 busy: Mutex::default(),
             }),
-            steps: Arc::new(|_| Ok(())),
+            steps: crate::failpoints::steps(),
         };
         let probe = DesktopName::from_number(1).ok_or_else(|| failed("no name"))?;
         world.address(probe)?;

@@ -203,10 +203,15 @@ impl<T> Call<T> {
             .any(|part| part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) == Some(name))
     }
 
+    /// The same for every node and machine, such as `DELETE /nodes/{node}/qemu/{vmid}`.
+    pub(super) fn pattern(&self) -> String {
+        format!("{} {}", self.method.as_str(), self.template)
+    }
+
     /// `POST /nodes/pve1/qemu/100/clone`: for people.
     #[must_use]
     pub fn describe(&self) -> String {
-        let mut text = format!("{} {}", self.method.as_str(), self.template);
+        let mut text = self.pattern();
         for (name, value) in self
             .parameters
             .iter()

@@ -3,6 +3,7 @@
 use super::call::{self, Call, Method};
 use super::error::{Effect, PveError};
 use super::token::Token;
+use crate::failpoints::around;
 use crate::trust::{Distrust, Trust, TrustError, causes};
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -182,7 +183,8 @@ impl Client {
                 outcome => outcome,
             }
         };
-        match tokio::time::timeout(self.limits.call, exchange).await {
+        let bounded = tokio::time::timeout(self.limits.call, exchange);
+        match around(&call.pattern(), bounded).await {
             Ok(outcome) => outcome,
             Err(_) => Err(PveError::NoAnswer {
                 call: call.describe(),

@@ -179,9 +179,14 @@ mod tests {
         let address = format!("{}.0.7:3389", lab.address_prefix());
         let _listener = std::net::TcpListener::bind(&address).unwrap();
 
+        // Between setsid and sleep it has neither command line nor environment.
+        let end = Instant::now() + Duration::from_secs(60);
+        while !lab.leftovers().to_string().contains(": sleep 1000") && Instant::now() < end {
+            std::thread::yield_now();
+        }
         let left = lab.leftovers().to_string();
         for sign in [
-            "sleep 1000".to_owned(),
+            ": sleep 1000".to_owned(),
             format!("file {}", socket.display()),
             format!("socket {}", socket.display()),
             format!("listener {address}"),

@@ -168,4 +168,15 @@ impl Orchestrator {
             .context("starting the orchestrator again")?;
         self.answers().await
     }
+
+    /// Starts it again with this in its environment, and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_told(&mut self, lab: &Lab, (name, value): (&str, &str)) -> Result<()> {
+        let mut command = Self::command(lab, &self.config)?;
+        command.env(name, value);
+        self.process = lab.start("orchestrator", command)?;
+        Ok(())
+    }
 }

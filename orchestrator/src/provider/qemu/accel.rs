@@ -221,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_kernel_that_complains_about_its_root_is_believed() {
-        let script = format!("echo 'Linux version 6'; echo '[ 0.5] {PROOF}: x'; sleep 60");
+        let script = format!("echo 'Linux version 6'; echo '[ 0.5] {PROOF}: x'; exec sleep 60");
         assert_eq!(trial_with(&script).await, Kvm::Works);
     }
 

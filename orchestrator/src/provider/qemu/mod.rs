@@ -43,7 +43,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -191,7 +191,7 @@ impl Qemu {
             state,
             folders,
             sockets,
-            steps: Arc::new(|_| Ok(())),
+            steps: crate::failpoints::steps(),
             locks: Mutex::default(),
             trial: tokio::sync::Mutex::default(),
             version: tokio::sync::OnceCell::new(),

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
+use crate::failpoints::around;
 use crate::pve::call::{self, Kind};
 use crate::pve::preflight::{Rest, Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
@@ -318,7 +319,7 @@ impl Terraform {
             config,
             parts,
             site,
-            steps: Arc::new(|_| Ok(())),
+            steps: crate::failpoints::steps(),
             clock: Clock::default(),
             locks: Locks::default(),
             preparing: tokio::sync::Mutex::default(),
@@ -453,7 +454,8 @@ impl Terraform {
         loop {
             let (machine, template_node) = self.choose(spec).await?;
             let clones = self.config.proxmox.clones;
-            let reserved = self.parts.machines.reserve(&machine, clones).await;
+            let reserved = self.parts.machines.reserve(&machine, clones);
+            let reserved = around("commit reserve", reserved).await;
             match reserved.map_err(of_store)? {
                 Reserving::Done => return Ok((machine, template_node)),
                 Reserving::Taken => return Err(exists(spec.name)),
@@ -591,7 +593,8 @@ impl Terraform {
                 _ => ProviderError::Failed(what),
             }
         })?;
-        self.parts.machines.cloned(name).await.map_err(of_store)?;
+        let cloned = self.parts.machines.cloned(name);
+        around("commit cloned", cloned).await.map_err(of_store)?;
         // The provider gives up waiting for an address, or a machine that died, without an error.
         self.address(name).await.map(drop)
     }
@@ -885,7 +888,8 @@ impl Provider for Terraform {
             }
             _ => {}
         }
-        self.parts.machines.release(name).await.map_err(of_store)?;
+        let released = self.parts.machines.release(name);
+        around("commit release", released).await.map_err(of_store)?;
         self.parts.agents.forget(name);
         *self.seen.lock().await = None;
         self.step(STEPS[6])
