@@ -16,6 +16,7 @@
 //! ```
 
 pub mod caller;
+pub mod kills;
 pub mod lab;
 pub mod machine;
 pub mod realm;
