@@ -17,6 +17,7 @@
 
 pub mod caller;
 pub mod deaths;
+pub mod kills;
 pub mod lab;
 pub mod machine;
 pub mod realm;

@@ -3,8 +3,11 @@
 //! It is a lab and not Proxmox VE: its API is an imitation that knows the official schema, and its machines are emulated.
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Orchestrator, until};
+use crate::sessions::READY;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use mayfly_orchestrator::store::machines::Machines as _;
+use mayfly_orchestrator::store::sqlite::SqliteStore;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -86,10 +89,24 @@ pub fn in_own_network(folder: &Path, arguments: &[OsString]) -> Result<Command> 
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn applying(lab: &Lab) -> Result<Vec<u32>> {
-    let mut running = lab.running("tofu")?;
+    running(lab, "tofu", b"apply")
+}
+
+/// The processes that hold those.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn supervising(lab: &Lab) -> Result<Vec<u32>> {
+    // Their name is that of the link by which the orchestrator starts itself.
+    running(lab, "", b"supervise")
+}
+
+/// Processes of the lab whose name has this in it, with that argument.
+fn running(lab: &Lab, name: &str, argument: &[u8]) -> Result<Vec<u32>> {
+    let mut running = lab.running(name)?;
     running.retain(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == b"apply")
+        line.split(|byte| *byte == 0).any(|word| word == argument)
     });
     Ok(running)
 }
@@ -301,6 +318,52 @@ impl Site {
     pub fn machines(&mut self) -> Result<Vec<Machine>> {
         let all = self.order(&json!({"do": ["inventory"]}))?;
         Ok(serde_json::from_value(all)?)
+    }
+
+    /// Fails if anything is left of a desktop: asked of the lab, of `/proc`, and of the orchestrator's database.
+    ///
+    /// # Errors
+    /// With what is left.
+    pub async fn nothing_is_left(&mut self, lab: &Lab) -> Result<()> {
+        let machines = self.machines()?;
+        ensure!(machines.is_empty(), "the site has {machines:?}");
+        lab.nothing_is_left()?;
+        let store = SqliteStore::open(&lab.path("state/mayfly.db")).await?;
+        let reserved = store.reserved().await?;
+        store.close().await;
+        ensure!(reserved.is_empty(), "reserved: {reserved:?}");
+        Ok(())
+    }
+
+    /// How often it was asked for all there is: nodes, storages, virtual machines.
+    ///
+    /// # Errors
+    /// When the lab does not say.
+    fn looks(&mut self) -> Result<usize> {
+        let requests = self.order(&json!({"requests": true}))?;
+        let list = requests.as_array().context("a list")?;
+        let lists = |request: &&Value| {
+            request[1]
+                .as_str()
+                .is_some_and(|p| p.contains("/cluster/resources"))
+        };
+        Ok(list.iter().filter(lists).count() / 3)
+    }
+
+    /// Starts an orchestrator that was ended and has no session again, and waits until its reaper has looked twice, as a new process
+    /// does at once. Ends it.
+    ///
+    /// # Errors
+    /// When the reaper does not look.
+    pub async fn reaped(&mut self, lab: &Lab, orchestrator: &mut Orchestrator) -> Result<()> {
+        let before = self.looks()?;
+        orchestrator.start_again(lab).await?;
+        until("the reaper looked twice", READY, async || {
+            Ok((self.looks()? >= before + 2).then_some(()))
+        })
+        .await?;
+        // What it has begun is done first.
+        orchestrator.stop().await
     }
 
     /// What a shell line says that root runs in a machine.

@@ -12,17 +12,19 @@ use mayfly_orchestrator::config::Config;
 use mayfly_orchestrator::domain::{self, DomainConfig, Member};
 use mayfly_orchestrator::http::terraform::{Backend, router};
 use mayfly_orchestrator::provider::conformance::{self, World};
-use mayfly_orchestrator::provider::terraform::{Parts, STEPS, Terraform};
+use mayfly_orchestrator::provider::terraform::{self, Parts, STEPS, Terraform};
 use mayfly_orchestrator::provider::{CheckStatus, DesktopSpec, Provider, ProviderError, Steps};
-use mayfly_orchestrator::pve::preflight::Rest;
+use mayfly_orchestrator::pve::preflight::{self, Rest, Wanted};
 use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_tests::kills::{self, Scene, Step, Victim};
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
 use mayfly_tests::realm::{Cable, Realm};
 use mayfly_tests::sessions::{END, Held, READY};
 use mayfly_tests::site::{
-    AGENTS, FIRST_VM_ID, Site, TOKEN, alone, applying, firewall_is_as_documented, kill,
+    self, AGENTS, FIRST_VM_ID, Site, TEMPLATE, TOKEN, alone, applying, firewall_is_as_documented,
+    kill,
 };
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -72,14 +74,7 @@ impl Here {
     }
 
     async fn nothing_is_left(&mut self) -> Result<()> {
-        let machines = self.site.machines()?;
-        ensure!(machines.is_empty(), "the site has {machines:?}");
-        self.lab.nothing_is_left()?;
-        let store = SqliteStore::open(&self.lab.path("state/mayfly.db")).await?;
-        let reserved = store.reserved().await?;
-        store.close().await;
-        ensure!(reserved.is_empty(), "reserved: {reserved:?}");
-        Ok(())
+        self.site.nothing_is_left(&self.lab).await
     }
 }
 
@@ -378,6 +373,35 @@ fn a_removal_waits_for_a_cluster_that_is_down_and_for_a_node_that_is_offline() -
     )
 }
 
+/// What the tests above and the conformance suite do not show. All victims at all steps: `cargo xtask soak`.
+#[test]
+fn whoever_is_killed_while_a_desktop_is_made_or_removed_nothing_is_left() -> Result<()> {
+    alone(
+        "whoever_is_killed_while_a_desktop_is_made_or_removed_nothing_is_left",
+        async || {
+            let mut here = Here::start("proxmox kills", "", kills::changes()).await?;
+            let mut scene = Scene {
+                site: &mut here.site,
+                lab: &here.lab,
+                orchestrator: &mut here.orchestrator,
+            };
+            for (victim, step) in [
+                (Victim::Orchestrator, Step::Prepared),
+                (Victim::Site, Step::Began),
+                (Victim::Supervisor, Step::Cloned),
+                (Victim::Orchestrator, Step::Cloned),
+                (Victim::Terraform, Step::Cancelled),
+                (Victim::Orchestrator, Step::Cancelled),
+                (Victim::Orchestrator, Step::Removed),
+                (Victim::Site, Step::Removed),
+            ] {
+                scene.kill(victim, step).await?;
+            }
+            scene.end().await
+        },
+    )
+}
+
 #[test]
 fn a_machine_that_is_frozen_is_removed() -> Result<()> {
     alone("a_machine_that_is_frozen_is_removed", async || {
@@ -520,16 +544,132 @@ fn another_installation_s_machines_are_left_alone() -> Result<()> {
             let held = Held::create(&here.orchestrator).await?;
             let ended = held.ended(&here.orchestrator).await?;
             assert_eq!(ended.phase, SessionPhase::Failed, "its number is taken");
-            // A new process looks for machines without owner twice at once; there is nothing else that it asks for.
             here.orchestrator.stop().await?;
-            let before = looks(&mut here.site)?;
-            here.orchestrator.start_again(&here.lab).await?;
-            until("the reaper looked three times", READY, async || {
-                Ok((looks(&mut here.site)? >= before + 3).then_some(()))
-            })
-            .await?;
+            here.site.reaped(&here.lab, &mut here.orchestrator).await?;
             assert_eq!(here.site.machines()?.len(), 2);
             Ok(())
+        },
+    )
+}
+
+#[test]
+fn two_providers_keep_their_own_through_a_restart_and_the_reaper() -> Result<()> {
+    alone(
+        "two_providers_keep_their_own_through_a_restart_and_the_reaper",
+        async || {
+            let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}))?;
+            let sections = format!(
+                "[[template]]\nname = \"simulated\"\nprovider = \"simulated\"\n{}",
+                site.configuration()?
+            );
+            let mut here = Here::with(site, "proxmox two providers", "", sections).await?;
+            let simulated = CreateSession {
+                template: Some("simulated".to_owned()),
+                ..CreateSession::default()
+            };
+            let other = Held::ask(&here.orchestrator, &simulated).await?;
+            let held = Held::create(&here.orchestrator).await?;
+            other.ready(&here.orchestrator).await?;
+            let name = held.ready(&here.orchestrator).await?.desktop;
+            let name = name.context("a desktop")?;
+
+            // One of each that nobody owns: when both are gone, the reaper has looked twice at both providers.
+            let orphan = DesktopName::from_number(255).context("a small number")?;
+            let file = here.lab.path(&format!("state/simulated/{orphan}.json"));
+            std::fs::write(&file, "{}")?;
+            let vm = |name| format!("vm {}", number(name));
+            let marks = here.site.order(&json!({"get": [vm(name), "config"]}))?;
+            here.site
+                .order(&json!({"do": ["add_vm", number(orphan), orphan, "pve1", "stopped"]}))?;
+            let marks = json!({"tags": marks["tags"]});
+            here.site
+                .order(&json!({"set": [vm(orphan), "config", marks]}))?;
+            here.orchestrator.crash().await?;
+            here.orchestrator.start_again(&here.lab).await?;
+            until("what nobody owns is removed", END, async || {
+                Ok((!file.exists() && here.site.machines()?.len() == 1).then_some(()))
+            })
+            .await?;
+            here.orchestrator.stop().await?;
+            here.orchestrator.start_again(&here.lab).await?;
+
+            let callers = [
+                other.call(&here.orchestrator).await?,
+                held.call(&here.orchestrator).await?,
+            ];
+            other.destroyed(&here.orchestrator).await?;
+            assert_eq!(here.site.machines()?[0].vmid, number(name));
+            ensure!(
+                held.get(&here.orchestrator).await?.phase.is_usable(),
+                "it went with the other provider's"
+            );
+            drop(callers);
+            held.destroyed(&here.orchestrator).await?;
+            here.nothing_is_left().await
+        },
+    )
+}
+
+#[test]
+fn the_documented_privileges_are_enough_and_doctor_names_each_that_is_missing() -> Result<()> {
+    alone(
+        "the_documented_privileges_are_enough_and_doctor_names_each_that_is_missing",
+        async || {
+            let wanted = Wanted {
+                template: TEMPLATE.try_into()?,
+                storage: "ceph".parse()?,
+                pool: Some("daas".parse()?),
+                network: "/sdn/zones/localnetwork/vmbr2".to_owned(),
+                room: 0,
+                rest: Rest::Nothing,
+            };
+            let mut needs = preflight::needs(&wanted, 9);
+            needs.retain(|need| need.without == CheckStatus::Error);
+            let documented = std::fs::read_to_string(site::module()?.join("../README.md"))?;
+            let token = |id: &str, without: Option<usize>| {
+                let held = needs
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| Some(*n) != without);
+                let acl: Vec<Value> = held
+                    .map(|(_, need)| json!({"path": need.path, "privileges": [need.any_of[0]]}))
+                    .collect();
+                json!({"id": id, "secret": TOKEN.1, "acl": acl})
+            };
+            let lacking = |n: usize| format!("mayfly@pve!without-{n}");
+            let mut tokens: Vec<Value> = (0..needs.len())
+                .map(|n| token(&lacking(n), Some(n)))
+                .collect();
+            tokens.push(token(TOKEN.0, None));
+            let mut here = Here::start("proxmox token", "", json!({"tokens": tokens})).await?;
+            let configuration = here.site.configuration()?;
+            let complaints = async |token: &str| -> Result<Vec<String>> {
+                let text = configuration.replace(TOKEN.0, token);
+                let config = Config::read(&text, "the test", [])?.provider.terraform;
+                let mut found = terraform::checks(&config, Rest::Nothing).await;
+                found.retain(|check| check.status == CheckStatus::Error);
+                Ok(found.into_iter().map(|check| check.detail).collect())
+            };
+            for (n, need) in needs.iter().enumerate() {
+                let privilege = need.any_of[0];
+                let short = privilege.trim_start_matches("VM.Config.");
+                ensure!(
+                    documented.contains(&format!("`{privilege}`"))
+                        || documented.contains(&format!("`{short}`")),
+                    "terraform/README.md does not name {privilege}"
+                );
+                let said = complaints(&lacking(n)).await?;
+                let words = format!("{} lacks {privilege} on {} (", lacking(n), need.path);
+                ensure!(
+                    said.iter().any(|s| s.starts_with(&words)),
+                    "{words} {said:?}"
+                );
+            }
+            assert_eq!(complaints(TOKEN.0).await?, Vec::<String>::new());
+            let held = Held::create(&here.orchestrator).await?;
+            held.ready(&here.orchestrator).await?;
+            held.destroyed(&here.orchestrator).await?;
+            here.nothing_is_left().await
         },
     )
 }
@@ -617,18 +757,6 @@ fn a_site_that_loses_its_power_at_any_moment_keeps_nothing_of_ours() -> Result<(
             Ok(())
         },
     )
-}
-
-/// How often the site was asked for all there is: nodes, storages, virtual machines.
-fn looks(site: &mut Site) -> Result<usize> {
-    let requests = site.order(&json!({"requests": true}))?;
-    let list = requests.as_array().context("a list")?;
-    let lists = |request: &&Value| {
-        request[1]
-            .as_str()
-            .is_some_and(|p| p.contains("/cluster/resources"))
-    };
-    Ok(list.iter().filter(lists).count() / 3)
 }
 
 #[test]

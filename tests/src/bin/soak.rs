@@ -7,10 +7,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use mayfly_api::{Session, SessionPhase, StageName};
-use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder, until};
+use mayfly_tests::kills::{self, Scene};
+use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder};
 use mayfly_tests::machine;
-use mayfly_tests::sessions::{Held, READY};
-use mayfly_tests::site::{self, Site, in_own_network};
+use mayfly_tests::sessions::Held;
+use mayfly_tests::site::{Site, in_own_network};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,8 +105,8 @@ impl Place {
         })
     }
 
-    async fn on_a_site(name: &str, limits: &str) -> Result<Self> {
-        let site = Site::start(&image_folder("MAYFLY_DESKTOP_IMAGE")?, json!({}))?;
+    async fn on_a_site(name: &str, limits: &str, changes: Value) -> Result<Self> {
+        let site = Site::start(&image_folder("MAYFLY_DESKTOP_IMAGE")?, changes)?;
         let lab = Lab::new(name)?;
         // Four desktops boot at once on two emulated processors.
         let provider = Provider::Terraform(site.waiting(300)?);
@@ -114,6 +115,14 @@ impl Place {
             lab,
             orchestrator,
             site: Some(site),
+        })
+    }
+
+    fn scene(&mut self) -> Result<Scene<'_>> {
+        Ok(Scene {
+            site: self.site.as_mut().context("a site")?,
+            lab: &self.lab,
+            orchestrator: &mut self.orchestrator,
         })
     }
 
@@ -166,18 +175,17 @@ impl Soak {
     }
 
     async fn on_site(&mut self, desktops: usize) -> Result<()> {
-        self.cancels(Place::on_a_site("soak site cancel", LIMITS).await?)
+        self.cancels(Place::on_a_site("soak site cancel", LIMITS, json!({})).await?)
             .await
             .context("cancel")?;
-        self.kills(Place::on_a_site("soak site kill", LIMITS).await?)
+        self.kills(Place::on_a_site("soak site kill", LIMITS, json!({})).await?)
             .await
             .context("kill")?;
-        self.terraform_kills().await.context("kill of Terraform")?;
+        self.kills_at_each_step().await.context("kill")?;
         // More than its storage clones at a time.
         let limits = format!("{LIMITS}\nconcurrent_creates = 4");
-        self.many(Place::on_a_site("soak site many", &limits).await?, desktops)
-            .await
-            .context("many at once")
+        let place = Place::on_a_site("soak site many", &limits, json!({})).await?;
+        self.many(place, desktops).await.context("many at once")
     }
 
     fn shown(&mut self, place: &mut Place, point: &str, since: Instant) -> Result<()> {
@@ -230,33 +238,18 @@ impl Soak {
         Ok(())
     }
 
-    /// Terraform killed when its run has begun, when there is a machine, and when that runs.
-    async fn terraform_kills(&mut self) -> Result<()> {
-        let mut place = Place::on_a_site("soak site terraform", LIMITS).await?;
-        for wanted in ["began", "cloned", "booted"] {
-            let held = Held::create(&place.orchestrator).await?;
-            let Place { lab, site, .. } = &mut place;
-            let site = site.as_mut().context("a site")?;
-            until(wanted, READY, async || {
-                let machines = site.machines()?;
-                Ok(match wanted {
-                    "began" => !site::applying(lab)?.is_empty(),
-                    "cloned" => !machines.is_empty(),
-                    _ => machines.iter().any(|m| m.running),
-                }
-                .then_some(()))
-            })
-            .await?;
+    /// Each victim killed at each step of a create and of a destroy.
+    async fn kills_at_each_step(&mut self) -> Result<()> {
+        let changes = kills::changes();
+        let mut place = Place::on_a_site("soak site steps", LIMITS, changes).await?;
+        for (victim, step) in kills::all() {
             let since = Instant::now();
-            for pid in site::applying(lab)? {
-                site::kill(pid)?;
-            }
-            let ended = held.ended(&place.orchestrator).await?;
-            ensure!(ended.phase == SessionPhase::Failed, "{ended:?}");
-            let point = format!("Terraform killed after it {wanted}");
-            self.shown(&mut place, &point, since)?;
+            place.scene()?.kill(victim, step).await?;
+            self.shown(&mut place, &format!("{victim:?} killed at {step:?}"), since)?;
         }
-        Ok(())
+        let since = Instant::now();
+        place.scene()?.end().await?;
+        self.shown(&mut place, "after these, the reaper looked twice", since)
     }
 
     async fn many(&mut self, mut place: Place, count: usize) -> Result<()> {

@@ -313,6 +313,7 @@ impl Terraform {
         let site = Site::open(&config.proxmox)?;
         let folder = parts.state.join("terraform");
         make_folder(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        run::forget_parts(&folder);
         Ok(Self {
             folder: folder.canonicalize()?,
             mark: format!("mayfly-{}", parts.secrets.installation()),

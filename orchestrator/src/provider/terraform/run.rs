@@ -111,6 +111,16 @@ impl Module {
     }
 }
 
+/// Removes what an earlier process was initialising when it was killed.
+pub(super) fn forget_parts(cache: &Path) {
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        // What its child still writes is removed the next time.
+        if entry.file_name().to_string_lossy().starts_with("part-") {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// The files that make a module: not hidden ones, not folders (tests among them).
 fn files_of(source: &Path) -> io::Result<Vec<OsString>> {
     let mut files = Vec::new();
