@@ -130,7 +130,7 @@ impl Shared {
     pub async fn update(
         &self,
         id: SessionId,
-        change: impl FnOnce(&mut Record) -> Change + Send,
+        change: impl FnOnce(&mut Record) -> Change + Send + 'static,
     ) -> Result<Option<(Record, Change)>, StoreError> {
         let now = self.clock.now();
         let done = self.store.update(id, now, Box::new(change)).await?;

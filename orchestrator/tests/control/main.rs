@@ -7,9 +7,13 @@
 
 mod api;
 mod bad_input;
+#[allow(dead_code, reason = "the tests of the store use more of it")]
+#[path = "../store/cluster.rs"]
+mod cluster;
 mod crash;
 mod house;
 mod life;
+mod postgres;
 mod process;
 mod prototype;
 mod provider;
