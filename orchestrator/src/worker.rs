@@ -37,7 +37,7 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// How often the last sign of a person is written down while they are connected.
 const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
-const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
+pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
 /// Works for the session until it is over or the orchestrator stops.
 pub async fn run(shared: Arc<Shared>, id: SessionId) {

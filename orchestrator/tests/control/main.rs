@@ -11,10 +11,12 @@ mod bad_input;
 #[path = "../store/cluster.rs"]
 mod cluster;
 mod crash;
+mod damage;
 mod house;
 mod life;
 mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod restore;
 mod words;
