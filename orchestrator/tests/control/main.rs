@@ -7,7 +7,6 @@
 
 mod api;
 mod bad_input;
-#[allow(dead_code, reason = "the tests of the store use more of it")]
 #[path = "../store/cluster.rs"]
 mod cluster;
 mod crash;

@@ -33,11 +33,16 @@ async fn killed_while_a_desktop_is_in_use_it_goes_on_with_it_and_leaves_no_secre
     let store = cluster.url(&database);
     let store = format!("[store]\nurl = {store:?}\npassword_file = {password:?}\n");
     std::fs::write(&config, text + &store).unwrap();
-    let early = run(&["serve", "--config"], &config);
-    let said = String::from_utf8_lossy(&early.stderr);
-    assert!(!early.status.success());
-    assert!(said.contains("run: mayfly-orchestrator migrate"), "{said}");
-    assert!(run(&["migrate", "--config"], &config).status.success());
+    for command in ["serve", "doctor"] {
+        let early = run(&[command, "--config"], &config);
+        let said = String::from_utf8([early.stdout, early.stderr].concat()).unwrap();
+        assert!(!early.status.success(), "{command}");
+        assert!(said.contains("run: mayfly-orchestrator migrate"), "{said}");
+    }
+    for command in ["migrate", "doctor"] {
+        let done = run(&[command, "--config"], &config);
+        assert!(done.status.success(), "{done:?}");
+    }
 
     let mut service = serve(dir.path(), &config, &url).await;
     let created = service.client.create(&CreateSession::default(), "a").await;

@@ -4,6 +4,11 @@
 //! * One for each test program, whichever tests it has. Server and folder end with the program, however that ends: a shell holds the other end of a pipe.
 //! * The server runs as an ordinary user: as `postgres` if the tests run as root.
 
+#![allow(
+    dead_code,
+    reason = "each of the test programs that have it uses a part"
+)]
+
 use nix::unistd::{User, geteuid};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor};
