@@ -11,6 +11,7 @@ use crate::provider::qemu::QemuConfig;
 use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
 use crate::pve::preflight::Rest;
+use crate::store::postgres::StoreConfig;
 use mayfly_api::StageName;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ const ENVIRONMENT: &str = "MAYFLY_";
 /// Thirty days: nobody keeps a desktop that long on purpose.
 const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
-const OVERRIDABLE: [&str; 7] = [
+const OVERRIDABLE: [&str; 8] = [
     "listen",
     "state_dir",
     "limits",
@@ -32,6 +33,7 @@ const OVERRIDABLE: [&str; 7] = [
     "ansible",
     "domain",
     "provider",
+    "store",
 ];
 
 /// Why the configuration cannot be used: names the file or variable, the key, and what is allowed.
@@ -78,6 +80,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Database, key and providers' state. Default: `/var/lib/mayfly` for root, `$XDG_STATE_HOME/mayfly` for others.
     pub state_dir: PathBuf,
+    /// Where sessions are remembered, if not in the state folder.
+    pub store: StoreConfig,
     /// Times and numbers.
     pub limits: Limits,
     /// Where agents of desktops on other machines call.
@@ -238,6 +242,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
             state_dir: PathBuf::new(),
+            store: StoreConfig::default(),
             limits: Limits::default(),
             agents: AgentsConfig::default(),
             ansible: AnsibleConfig::default(),
@@ -347,6 +352,10 @@ impl Config {
                 self.state_dir.display().to_string(),
                 "an absolute path is needed",
             );
+        }
+        if let Some(allowed) = self.store.wrong() {
+            // Its value may hold a password.
+            return wrong("store.url", "…".to_owned(), allowed);
         }
         let l = &self.limits;
         for (key, value, range) in [
@@ -650,6 +659,11 @@ mod tests {
                 vec!["agents.listen", "5001"],
             ),
             ("state_dir = \"here\"", vec!["state_dir", "absolute"]),
+            ("[store]\npassword = \"x\"", vec!["password_file"]),
+            (
+                "[store]\nurl = \"mysql://db/mayfly\"",
+                vec!["store.url", "postgres://mayfly@db.example/mayfly"],
+            ),
             (
                 "[provider.terraform]\naddress_timeout_s = 480",
                 vec![
@@ -677,6 +691,21 @@ mod tests {
                 assert!(error.contains(word), "{text:?}: {error:?} lacks {word:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_password_in_the_url_of_the_store_is_refused_and_not_shown() {
+        for url in [
+            "postgres://mayfly:hunter2@db/mayfly",
+            "postgres://db/mayfly?user=mayfly&password=hunter2",
+        ] {
+            let error = read(&format!("[store]\nurl = {url:?}")).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("store.password_file"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let url = "postgres://mayfly@db:5433/mayfly?sslmode=verify-full";
+        assert!(read(&format!("[store]\nurl = {url:?}")).is_ok());
     }
 
     #[test]

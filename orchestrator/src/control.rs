@@ -3,14 +3,17 @@
 //! # Guarantees
 //! * A session that was accepted has a worker until it is over, also after a restart.
 //! * A machine that a provider lists and no live row owns is removed after two sightings.
+//! * Where an older copy of the database was put in its place, no machine that it does not know is removed while somebody may use it.
 
-use crate::clock::{Clock, between};
+use crate::clock::{Clock, after, between};
 use crate::config::{Config, Template};
+use crate::desktop::DesktopPhase;
 use crate::failpoints::{self, around};
-use crate::provider::{Check, CheckStatus, Extra, Provider};
+use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
-use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
+use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
+use crate::worker::LIFETIME_MARGIN;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
@@ -82,12 +85,18 @@ pub struct Shared {
     pub stopping: CancellationToken,
     /// Templates for whose desktops there was no room, and when. This process's own: another finds out likewise.
     full: Mutex<HashMap<String, Timestamp>>,
+    /// The providers that have shown all their machines to this process: before, a number that is free here may be taken there.
+    shown: Mutex<HashSet<&'static str>>,
     providers: BTreeMap<&'static str, Arc<dyn Provider>>,
 }
 
 impl Shared {
     fn full(&self) -> MutexGuard<'_, HashMap<String, Timestamp>> {
         self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, HashSet<&'static str>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// There was no room for a desktop of that template: its sessions wait.
@@ -105,7 +114,16 @@ impl Shared {
         let now = self.clock.now();
         let mut full = self.full();
         full.retain(|_, at| between(*at, now) < FULL);
-        full.keys().cloned().collect()
+        let shown = self.shown();
+        let unknown = |t: &&Template| !shown.contains(t.provider.as_str());
+        let unknown = self.config.template.iter().filter(unknown);
+        let unknown = unknown.map(|t| t.name.clone());
+        full.keys().cloned().chain(unknown).collect()
+    }
+
+    /// No session that an older copy of the database does not know goes on after this.
+    fn spared_until(&self, restored: &Restored) -> Timestamp {
+        after(restored.at, self.config.limits.lifetime() + LIFETIME_MARGIN)
     }
 
     /// The provider of that kind, if one is configured.
@@ -131,10 +149,10 @@ impl Shared {
     pub async fn update(
         &self,
         id: SessionId,
-        change: impl FnOnce(&mut Record) -> Change + Send,
+        change: impl FnOnce(&mut Record) -> Change + Send + 'static,
     ) -> Result<Option<(Record, Change)>, StoreError> {
         let now = self.clock.now();
-        let change = |record: &mut Record| {
+        let change = move |record: &mut Record| {
             let changed = change(record);
             if changed != Change::Nothing {
                 failpoints::before(|| record.commit());
@@ -198,10 +216,13 @@ impl Control {
                 dispatch: Notify::new(),
                 stopping: CancellationToken::new(),
                 full: Mutex::default(),
+                shown: Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
             }),
             tasks: Arc::default(),
         };
+        let now = control.shared.clock.now();
+        let restored = control.shared.store.resume(None, now).await?;
         let live = control.shared.store.live().await?;
         if !live.is_empty() {
             info!(
@@ -210,7 +231,13 @@ impl Control {
             );
         }
         for record in live {
-            control.work_for(record.id);
+            let shared = control.shared.clone();
+            let doubtful =
+                restored.and_then(|r| Some((doubtful(&record, &r)?, shared.spared_until(&r))));
+            match doubtful {
+                Some((name, until)) => control.spawn(work_later(shared, record, name, until)),
+                None => control.work_for(record.id),
+            }
         }
         control.spawn(dispatch(control.shared.clone()));
         control.spawn(reap(control.shared.clone()));
@@ -554,11 +581,19 @@ async fn reap_from(
 ) -> anyhow::Result<()> {
     // In this order: a machine that is made in between is in neither or in both.
     let there = around("list", provider.list()).await?;
+    let seen = there.iter().max().copied();
+    let restored = shared.store.resume(seen, shared.clock.now()).await?;
+    if shared.shown().insert(provider.kind()) {
+        shared.dispatch.notify_one();
+    }
     // Of every provider: what one shows may be part of another's desktop, such as an account.
     let owned: HashSet<_> = shared.store.desktops().await?.into_iter().collect();
     let most = (there.len() / REAPED_SHARE).max(REAPED_ALWAYS);
     let there_are = there.len();
-    let unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
+    let mut unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
+    if let Some(restored) = restored {
+        spare(shared, &**provider, &restored, &mut unowned).await;
+    }
     let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
     *suspects = new.into_iter().collect();
     if again.len() > most {
@@ -578,4 +613,63 @@ async fn reap_from(
         }
     }
     Ok(())
+}
+
+/// Leaves machines alone that the database may have owned before an older copy was put in its place, as long as they run and a
+/// session that has one may go on. Nobody works for them: a person can use theirs to its end; then its agent switches it off.
+async fn spare(
+    shared: &Shared,
+    provider: &dyn Provider,
+    restored: &Restored,
+    unowned: &mut HashSet<DesktopName>,
+) {
+    if shared.clock.now() >= shared.spared_until(restored) {
+        return;
+    }
+    let mut spared = Vec::new();
+    for name in unowned.iter().copied().filter(|n| restored.left_out(*n)) {
+        // One that nobody can tell about is spared as well.
+        if !matches!(
+            provider.state(name).await,
+            Ok(MachineState::Dead { .. } | MachineState::Absent)
+        ) {
+            spared.push(name);
+        }
+    }
+    unowned.retain(|name| !spared.contains(name));
+    if !spared.is_empty() {
+        let names: Vec<_> = spared.iter().map(ToString::to_string).collect();
+        warn!(
+            provider = provider.kind(),
+            machines = names.join(" "),
+            until = %shared.spared_until(restored),
+            "the database is an older copy that does not know these machines; they are left alone while they run"
+        );
+    }
+}
+
+/// A desktop that the copy knows as being made.
+fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
+    let desktop = record.live_desktop()?;
+    let made = desktop.phase() < DesktopPhase::Claimed;
+    (made && desktop.name() <= restored.known).then(|| desktop.name())
+}
+
+/// Works for a session whose desktop was being made when the database was copied: since then somebody may have got it, and would lose
+/// it if it were made anew. It is left alone as [`spare`] leaves others.
+async fn work_later(shared: Arc<Shared>, record: Record, name: DesktopName, until: Timestamp) {
+    let Some(provider) = shared.provider(&record.wish.provider) else {
+        return;
+    };
+    while shared.clock.now() < until
+        && matches!(provider.state(name).await, Ok(MachineState::Running))
+    {
+        warn!(session = %record.id, desktop = %name, %until, "the database is an older copy in which this desktop is not made yet, but it runs; it is left alone while it does");
+        tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            () = shared.clock.sleep_until(Some(until)) => {}
+            () = tokio::time::sleep(REAP) => {}
+        }
+    }
+    crate::worker::run(shared, record.id).await;
 }

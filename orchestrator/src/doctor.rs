@@ -5,12 +5,15 @@ use crate::config::{Config, ProviderKind};
 use crate::domain;
 use crate::provider::terraform;
 use crate::provider::{Check, CheckStatus};
-use crate::serve::open_local_providers;
+use crate::serve::{open_local_providers, open_store};
 use std::net::TcpListener;
 
 /// Looks at everything that can be looked at without starting.
 pub async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![listen(config), state(config)];
+    if config.store.is_postgres() {
+        checks.push(store(config).await);
+    }
     if config.uses(ProviderKind::Terraform) {
         checks.extend(terraform::checks(&config.provider.terraform, config.rest()).await);
     }
@@ -69,6 +72,17 @@ fn check(name: &str, status: CheckStatus, detail: String) -> Check {
         name: name.to_owned(),
         status,
         detail,
+    }
+}
+
+async fn store(config: &Config) -> Check {
+    match open_store(config).await {
+        Ok(store) => {
+            store.close().await;
+            let detail = "PostgreSQL answers, and its schema is not older than this program";
+            check("store", CheckStatus::Ok, detail.to_owned())
+        }
+        Err(error) => check("store", CheckStatus::Error, format!("{error:#}")),
     }
 }
 

@@ -17,8 +17,9 @@ use crate::decide::{Facts, Failed, Progress};
 use crate::failpoints::around;
 use crate::provider::{Provider, Section};
 use crate::session::Record;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::words::{Kept, Whose, Words};
+use crate::store::words::{Kept, Whose};
 use crate::store::{Store, StoreError};
 use anyhow::Context;
 use mayfly_api::{DesktopName, EndReason, Failure, SessionId, SessionPhase};
@@ -107,8 +108,18 @@ pub async fn keep(
 /// If the database cannot be read or nothing is kept.
 pub async fn show(config: &Config, whose: Whose) -> anyhow::Result<String> {
     let path = config.state_dir.join("mayfly.db");
+    let place = if config.store.is_postgres() {
+        "the database at store.url".to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let options = config.store.is_postgres().then(|| config.store.open());
+    let options = options.transpose()?;
     let read = async {
-        let store = SqliteStore::open_to_read(&path).await?;
+        let store: Arc<dyn Store> = match options {
+            Some(options) => Arc::new(PostgresStore::open(options).await?),
+            None => Arc::new(SqliteStore::open_to_read(&path).await?),
+        };
         let kept = store.kept(whose).await?;
         let session = match kept.first() {
             Some(first) => store.get(first.session).await?,
@@ -119,8 +130,7 @@ pub async fn show(config: &Config, whose: Whose) -> anyhow::Result<String> {
     };
     let (kept, session) = read.await.with_context(|| {
         format!(
-            "{} cannot be read; if it is of an older version, run: mayfly-orchestrator migrate",
-            path.display()
+            "{place} cannot be read; if it is of an older version, run: mayfly-orchestrator migrate"
         )
     })?;
     anyhow::ensure!(

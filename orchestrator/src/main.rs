@@ -25,8 +25,10 @@ enum Command {
     Serve(ServeCommand),
     /// Says what is missing here, and what to do; exit code 1 if desktops cannot be made
     Doctor(DoctorCommand),
-    /// Brings the database up to date and ends
+    /// Brings the database's schema up to date, and says from which version to which
     Migrate(ConfigFile),
+    /// Copies the database into a new file, also while the service runs; PostgreSQL has pg_dump for that
+    Backup(BackupCommand),
     /// Shows what a desktop that failed left to read: console, journal, the words of what made it
     Logs(LogsCommand),
     /// Desktop images
@@ -77,6 +79,14 @@ struct DoctorCommand {
 }
 
 #[derive(Args)]
+struct BackupCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Where to; there must be no such file
+    to: PathBuf,
+}
+
+#[derive(Args)]
 struct LogsCommand {
     #[command(flatten)]
     file: ConfigFile,
@@ -103,11 +113,15 @@ fn main() -> anyhow::Result<ExitCode> {
             let text = runtime()?.block_on(last_words::show(&config, command.whose))?;
             std::io::stdout().write_all(text.as_bytes())?;
         }
+        Command::Backup(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            runtime()?.block_on(serve::back_up(&config, &command.to))?;
+        }
         Command::Doctor(command) => return examine(&command),
         Command::Migrate(file) => {
             let config = Config::load(file.config.as_deref())?;
-            let _lock = serve::own(&config.state_dir)?;
-            runtime()?.block_on(serve::open_store(&config))?;
+            let done = runtime()?.block_on(serve::migrate(&config))?;
+            std::io::stdout().write_all(done.as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)

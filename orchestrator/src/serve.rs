@@ -18,6 +18,7 @@ use crate::provider::simulated::Simulated;
 use crate::provider::terraform::{self, Terraform};
 use crate::secret::{self, Secrets};
 use crate::store::Store;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
@@ -55,13 +56,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr()?;
     if config.uses(ProviderKind::Terraform) {
-        let store = Arc::new(store.clone());
         let callers = Known(store.clone(), secrets.clone());
         let agents = Agents::open(&config.agents, &config.state_dir, Arc::new(callers)).await?;
         let parts = terraform::Parts {
             orchestrator: PROGRAM.into(),
             state: config.state_dir.clone(),
-            machines: store,
+            machines: store.clone(),
             secrets: secrets.clone(),
             agents,
             api: format!("http://{address}"),
@@ -90,14 +90,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             *provider = Arc::new(member);
         }
     }
-    let control = Control::start(
-        config,
-        Arc::new(store.clone()),
-        secrets,
-        Clock::default(),
-        providers,
-    )
-    .await?;
+    let control =
+        Control::start(config, store.clone(), secrets, Clock::default(), providers).await?;
     info!(%address, "listening");
     let server = tokio::spawn(http::serve(control.clone(), listener));
     tokio::select! {
@@ -110,14 +104,63 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the database and brings its schema up to date.
+/// Opens the database; one that only this orchestrator uses is brought up to date.
 ///
 /// # Errors
 /// What failed, on what.
-pub async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
+pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    if config.store.is_postgres() {
+        let store = PostgresStore::open(config.store.open()?).await;
+        return Ok(Arc::new(store.context(NOT_POSTGRES)?));
+    }
     let path = config.state_dir.join("mayfly.db");
     let store = SqliteStore::open(&path).await;
-    store.with_context(|| format!("the database {} cannot be used", path.display()))
+    Ok(Arc::new(store.with_context(|| unusable(&path))?))
+}
+
+const NOT_POSTGRES: &str = "the database at store.url cannot be used";
+
+fn unusable(path: &Path) -> String {
+    format!("the database {} cannot be used", path.display())
+}
+
+/// Brings the database up to date; says what it was and is.
+///
+/// # Errors
+/// What failed, on what.
+pub async fn migrate(config: &Config) -> anyhow::Result<String> {
+    let (what, schema) = if config.store.is_postgres() {
+        let schema = PostgresStore::migrate(&config.store.open()?).await;
+        ("at store.url".to_owned(), schema.context(NOT_POSTGRES)?)
+    } else {
+        let _lock = own(&config.state_dir)?;
+        let path = config.state_dir.join("mayfly.db");
+        let store = SqliteStore::open(&path).await;
+        let store = store.with_context(|| unusable(&path))?;
+        store.close().await;
+        (path.display().to_string(), store.schema())
+    };
+    let version = |v: Option<i64>| v.map_or_else(|| "nothing".to_owned(), |v| v.to_string());
+    Ok(format!(
+        "the schema of the database {what}: from {} to {}\n",
+        version(schema.found),
+        version(schema.wanted)
+    ))
+}
+
+/// Copies the database into a new file.
+///
+/// # Errors
+/// What failed, on what.
+pub async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
+    if config.store.is_postgres() {
+        bail!(
+            "the database is PostgreSQL; its own pg_dump copies it (docs/operations.md, Backup and restore)"
+        );
+    }
+    let path = config.state_dir.join("mayfly.db");
+    let copied = SqliteStore::copy(&path, to, Clock::default().now()).await;
+    copied.with_context(|| format!("{} cannot be copied", path.display()))
 }
 
 /// The agents of live desktops are believed.

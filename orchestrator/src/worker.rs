@@ -38,7 +38,7 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// How often the last sign of a person is written down while they are connected.
 const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
-const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
+pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
 /// Works for the session until it is over or the orchestrator stops.
 pub async fn run(shared: Arc<Shared>, id: SessionId) {
@@ -293,7 +293,7 @@ impl Worker {
 
     async fn note_activity(&self, now: Timestamp) -> Result<(), StoreError> {
         self.shared
-            .update(self.id, |record| {
+            .update(self.id, move |record| {
                 if between(record.last_activity, now) < ACTIVITY {
                     return Change::Nothing;
                 }
@@ -311,7 +311,7 @@ impl Worker {
         provider: &Arc<dyn Provider>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let limits = &self.shared.config.limits.clone();
+        let limits = self.shared.config.limits.clone();
         let Some(name) = record.live_desktop().map(Desktop::name) else {
             // Without a desktop only its end can be committed.
             if let Action::End(reason) = action {
@@ -322,7 +322,10 @@ impl Worker {
         match action {
             Action::Wait(_) | Action::Stop => {}
             Action::Create => {
-                if self.commit(Change::Quiet, |r| r.creating(name)).await? {
+                if self
+                    .commit(Change::Quiet, move |r| r.creating(name))
+                    .await?
+                {
                     self.start(Op::Create, record, provider);
                 }
             }
@@ -334,27 +337,28 @@ impl Worker {
                 }
             }
             Action::Booting => {
-                self.commit(Change::Told, |r| r.booting(name, now)).await?;
+                self.commit(Change::Told, move |r| r.booting(name, now))
+                    .await?;
             }
             Action::Configuring => {
-                self.commit(Change::Told, |r| r.configuring(name, now))
+                self.commit(Change::Told, move |r| r.configuring(name, now))
                     .await?;
             }
             Action::Announced(Announcement {
                 address,
                 certificate_sha256,
             }) => {
-                self.commit(Change::Told, |r| {
+                self.commit(Change::Told, move |r| {
                     r.announced(name, address, certificate_sha256, now)
                 })
                 .await?;
             }
             Action::Proved => {
-                self.commit(Change::Quiet, |r| r.proved(name)).await?;
+                self.commit(Change::Quiet, move |r| r.proved(name)).await?;
             }
             Action::Claim => {
                 if self
-                    .commit(Change::Told, |r| r.claim(name, limits, now))
+                    .commit(Change::Told, move |r| r.claim(name, &limits, now))
                     .await?
                 {
                     info!(session = %self.id, desktop = %name, "ready");
@@ -362,7 +366,7 @@ impl Worker {
             }
             Action::Presence(connections) => {
                 info!(session = %self.id, desktop = %name, connections, "RDP connections");
-                self.commit(Change::Told, |r| r.presence(connections, limits, now))
+                self.commit(Change::Told, move |r| r.presence(connections, &limits, now))
                     .await?;
             }
             Action::Warn { ends_in_s } => {
@@ -375,29 +379,36 @@ impl Worker {
             Action::End(reason) => self.end(reason, now).await?,
             Action::Fail(problem) => {
                 warn!(session = %self.id, desktop = %name, problem = problem.detail, "could not be made");
-                self.commit(Change::Told, |r| r.fail(problem, now)).await?;
+                self.commit(Change::Told, move |r| r.fail(problem, now))
+                    .await?;
             }
             Action::Remake(reason) => {
                 warn!(session = %self.id, desktop = %name, reason, "another replaces it");
-                if self.commit(Change::Told, |r| r.remake(name, now)).await? {
+                if self
+                    .commit(Change::Told, move |r| r.remake(name, now))
+                    .await?
+                {
                     self.remade += 1;
                 }
             }
             Action::Requeue(reason) => {
                 warn!(session = %self.id, desktop = %name, reason, "no room; its session waits");
                 self.shared.found_no_room(&record.wish.template);
-                self.commit(Change::Told, |r| r.requeue(name, now)).await?;
+                self.commit(Change::Told, move |r| r.requeue(name, now))
+                    .await?;
             }
             Action::Stuck(reason) => {
                 error!(session = %self.id, desktop = %name, reason, "could not be removed; an operator must look");
-                self.commit(Change::Told, |r| r.stuck(name, reason)).await?;
+                self.commit(Change::Told, move |r| r.stuck(name, reason))
+                    .await?;
             }
             Action::Gone => {
                 info!(session = %self.id, desktop = %name, "gone");
                 if record.phase != SessionPhase::Queued {
                     self.shared.room_was_made();
                 }
-                self.commit(Change::Told, |r| r.gone(name, now)).await?;
+                self.commit(Change::Told, move |r| r.gone(name, now))
+                    .await?;
             }
         }
         Ok(())
@@ -405,10 +416,11 @@ impl Worker {
 
     /// Ends the session, unless the launcher spoke since it was decided: that is looked at again in the transaction.
     async fn end(&self, reason: EndReason, now: Timestamp) -> Result<(), StoreError> {
-        let limits = &self.shared.config.limits;
+        let limits = self.shared.config.limits.clone();
+        let (facts, since) = (self.facts.clone(), self.since);
         let decided = Action::End(reason);
-        let ended = self.commit(Change::Told, |record| {
-            if decide(record, self.facts.as_ref(), limits, self.since, now) == decided {
+        let ended = self.commit(Change::Told, move |record| {
+            if decide(record, facts.as_ref(), &limits, since, now) == decided {
                 record.end(reason, now)
             } else {
                 Err(NotNow)
@@ -424,11 +436,11 @@ impl Worker {
     async fn commit(
         &self,
         change: Change,
-        verb: impl FnOnce(&mut Record) -> Result<(), NotNow> + Send,
+        verb: impl FnOnce(&mut Record) -> Result<(), NotNow> + Send + 'static,
     ) -> Result<bool, StoreError> {
         let done = self
             .shared
-            .update(self.id, |record| match verb(record) {
+            .update(self.id, move |record| match verb(record) {
                 Ok(()) => change,
                 Err(NotNow) => Change::Nothing,
             })

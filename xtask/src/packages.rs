@@ -133,6 +133,11 @@ const NEEDS: &[Need] = &[
     need(Test, &["openssl"], "the domain's certificate"),
     need(
         Test,
+        &["postgresql"],
+        "the database of several orchestrators",
+    ),
+    need(
+        Test,
         &["dnsmasq-base"],
         "gives the PVE lab's machines addresses",
     ),
@@ -217,15 +222,28 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
     }
     eprintln!("Installing from this system's own archive:\n{reasons}");
     let samba = install.iter().any(|package| package.starts_with("samba"));
+    let postgresql = install.contains("postgresql");
     let mut args = vec!["install"];
     args.extend(INSTALL);
     args.extend(install);
-    apt(&args)?;
+    if postgresql {
+        as_root("sh")?.args(["-c", NO_CLUSTER]).status()?;
+    }
+    let installed = apt(&args);
+    if postgresql {
+        as_root("rm")?.args(["-f", NO_CLUSTER_FILE]).status()?;
+    }
+    installed?;
     if samba {
         stop_samba();
     }
     Ok(())
 }
+
+/// A database server that comes for the tests makes and starts no database: tests start their own, in folders of their own.
+const NO_CLUSTER: &str = "mkdir -p /etc/postgresql-common/createcluster.d \
+    && echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/mayfly-tests.conf";
+const NO_CLUSTER_FILE: &str = "/etc/postgresql-common/createcluster.d/mayfly-tests.conf";
 
 /// A file server that came for the tests shall serve nobody else: tests start their own, in networks of their own.
 fn stop_samba() {

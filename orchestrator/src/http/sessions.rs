@@ -181,7 +181,7 @@ pub(super) async fn heartbeat(
     Object(_beat): Object<Heartbeat>,
 ) -> Result<Json<Session>, Refused> {
     let now = control.shared.clock.now();
-    let done = control.shared.update(id, |record| {
+    let done = control.shared.update(id, move |record| {
         // Over, or on its way: the answer says so, and nothing is held any more.
         if record.phase.is_final() || record.phase == SessionPhase::Ending {
             return Change::Nothing;
@@ -218,9 +218,9 @@ pub(super) async fn keep(
         return Err(Refused::new(ProblemCode::InvalidRequest, detail));
     }
     let now = control.shared.clock.now();
-    let config = &control.shared.config;
-    let done = control.shared.update(id, |record| {
-        let limits = config.limits_of(&record.wish.template);
+    let shared = control.shared.clone();
+    let done = control.shared.update(id, move |record| {
+        let limits = shared.config.limits_of(&record.wish.template);
         match record.keep(keep.seconds, &limits, now) {
             Ok(()) => Change::Told,
             Err(NotNow) => Change::Nothing,
@@ -260,12 +260,12 @@ pub(super) async fn destroy(
 /// Ends a session because somebody asked for it; the same again changes nothing.
 pub(super) async fn end(control: &Control, id: SessionId) -> Result<Record, Refused> {
     let now = control.shared.clock.now();
-    let done = control
-        .shared
-        .update(id, |record| match record.end(EndReason::Requested, now) {
+    let done = control.shared.update(id, move |record| {
+        match record.end(EndReason::Requested, now) {
             Ok(()) => Change::Told,
             Err(NotNow) => Change::Nothing,
-        });
+        }
+    });
     let (record, change) = done.await?.ok_or_else(not_found)?;
     if change == Change::Told {
         info!(session = %id, "its end was asked for");

@@ -7,14 +7,19 @@
 //! * A desktop's number is never handed out twice.
 
 pub mod machines;
+pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 pub mod words;
+mod writer;
 
 use crate::config::Limits;
 use crate::session::{Expected, Record};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, SessionEvent, SessionId};
+use mayfly_api::{DesktopName, SessionEvent, SessionId, StageName};
+use std::collections::BTreeMap;
+use std::fmt;
 
 /// The store failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,9 @@ pub enum StoreError {
     /// Its schema could not be brought up to date.
     #[error("the database's schema: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Its schema is of an older version, and others may be using it.
+    #[error("the database's schema is {0}; run: mayfly-orchestrator migrate")]
+    Old(Schema),
     /// A row cannot be read.
     #[error("the database holds {what}, which this version cannot read")]
     Unreadable {
@@ -34,6 +42,38 @@ pub enum StoreError {
     /// All 2^28 names of desktops were used.
     #[error("no desktop name is left")]
     NoNames,
+    /// A change was not written, as far as the database knows.
+    #[error(
+        "the database did not write it: {0}; make sure that its disk has room and can be written"
+    )]
+    NotWritten(String),
+    /// The file is not what was written.
+    #[error(
+        "the database is damaged: {0}; keep the file, and put a backup in its place (docs/operations.md, Backup and restore)"
+    )]
+    Damaged(String),
+    /// It was opened only to be read, or is closed.
+    #[error("the database takes no changes: it {0}")]
+    TakesNone(&'static str),
+    /// A change that cannot be.
+    #[error("the store refuses {0}")]
+    Refused(String),
+}
+
+/// What a database's schema is, and what it is to be or was made: numbers of migrations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Schema {
+    /// The last migration that was found.
+    pub found: Option<i64>,
+    /// The one that is wanted, or was reached.
+    pub wanted: Option<i64>,
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = |v: Option<i64>| v.map_or_else(|| "none".to_owned(), |v| v.to_string());
+        write!(f, "{}, not {}", version(self.found), version(self.wanted))
+    }
 }
 
 /// What became of a wish.
@@ -69,8 +109,48 @@ pub enum Change {
     Nothing,
 }
 
-/// A change of a session.
-pub type Changing<'a> = Box<dyn FnOnce(&mut Record) -> Change + Send + 'a>;
+/// An older copy of a database was put in its place: desktops that were made since are not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The last desktop that the copy knew.
+    pub known: DesktopName,
+    /// No desktop made before has a higher number than this one.
+    pub resumed: DesktopName,
+    /// When it was noticed.
+    pub at: Timestamp,
+}
+
+impl Restored {
+    /// More desktops than a site makes between two backups.
+    const GAP: u32 = 1 << 16;
+
+    /// Noticed now, in a database that gave numbers up to `highest`.
+    fn noticed(
+        before: Option<Self>,
+        highest: DesktopName,
+        seen: Option<DesktopName>,
+        now: Timestamp,
+    ) -> Self {
+        let above = seen.map_or(highest, |seen| seen.max(highest)).number();
+        let last = DesktopName::LIMIT - 1;
+        let resumed = above.saturating_add(Self::GAP).min(last);
+        Self {
+            // What an earlier restore left out may still be there.
+            known: before.map_or(highest, |before| before.known.min(highest)),
+            resumed: DesktopName::from_number(resumed).unwrap_or(highest),
+            at: now,
+        }
+    }
+
+    /// It may have been made after the copy, by whoever used the database that the copy replaced.
+    #[must_use]
+    pub fn left_out(&self, name: DesktopName) -> bool {
+        self.known < name && name <= self.resumed
+    }
+}
+
+/// A change of a session. It borrows nothing: whoever asked may be gone before it is made.
+pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 
 /// See the module.
 #[async_trait]
@@ -97,7 +177,7 @@ pub trait Store: machines::Machines + words::Words {
         &self,
         id: SessionId,
         now: Timestamp,
-        change: Changing<'_>,
+        change: Changing,
     ) -> Result<Option<(Record, Change)>, StoreError>;
 
     /// Gives the session that waits longest a desktop, if the limits leave a place. Sessions of the templates in `full` go on waiting.
@@ -122,4 +202,31 @@ pub trait Store: machines::Machines + words::Words {
 
     /// Forgets sessions that were over before then; how many.
     async fn forget(&self, before: Timestamp) -> Result<u64, StoreError>;
+
+    /// Looks whether this database is a copy that was put in the place of a later one: it says so itself, or a provider shows a
+    /// desktop, `seen`, with a higher number than it ever gave. Then numbers go on far above both. The last such restore.
+    async fn resume(
+        &self,
+        seen: Option<DesktopName>,
+        now: Timestamp,
+    ) -> Result<Option<Restored>, StoreError>;
+
+    /// Ends what is under way and lets go of the database.
+    async fn close(&self);
+}
+
+/// Medians of how long sessions took to be ready, and of each of their stages.
+fn expected(ready: Vec<u64>, stages: BTreeMap<StageName, Vec<u64>>) -> Expected {
+    Expected {
+        ready: median(ready),
+        stages: stages
+            .into_iter()
+            .filter_map(|(name, runs)| Some((name, median(runs)?)))
+            .collect(),
+    }
+}
+
+fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len().saturating_sub(1) / 2).copied()
 }

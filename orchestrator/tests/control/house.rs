@@ -13,6 +13,7 @@ use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use secrecy::SecretString;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -57,7 +58,8 @@ pub(crate) struct House {
     pub(crate) control: Control,
     pub(crate) client: Client,
     pub(crate) url: String,
-    limits: Limits,
+    /// In force from the next start on.
+    pub(crate) limits: Limits,
     store: SqliteStore,
     server: JoinHandle<std::io::Result<()>>,
 }
@@ -106,14 +108,52 @@ impl House {
 
     /// The orchestrator is gone at once, whatever it was doing; another takes its place. Machines go on.
     pub(crate) async fn crash(&mut self) {
+        self.crash_with(|_| ()).await;
+    }
+
+    /// The same, with something done to its database meanwhile.
+    pub(crate) async fn crash_with(&mut self, meanwhile: impl FnOnce(&Path)) {
         self.server.abort();
         self.control.stop(Duration::ZERO).await;
         self.store.close().await;
+        meanwhile(&self.dir.path().join("mayfly.db"));
         let (control, store, server, address) =
             start(&self.dir, &self.machines, &self.clock, &self.limits).await;
         self.url = format!("http://{address}");
         self.client = Client::new(&self.url).unwrap();
         (self.control, self.store, self.server) = (control, store, server);
+    }
+
+    /// A backup.
+    pub(crate) async fn copy(&self) -> PathBuf {
+        let (database, copy) = (
+            self.dir.path().join("mayfly.db"),
+            self.dir.path().join("copy"),
+        );
+        let now = self.clock.now();
+        SqliteStore::copy(&database, &copy, now).await.unwrap();
+        copy
+    }
+
+    /// It stops, that copy is put in the place of its database, and it starts again.
+    pub(crate) async fn restore(&mut self, copy: &Path) {
+        self.crash_with(|database| {
+            for ending in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(format!("{}{ending}", database.display()));
+            }
+            std::fs::copy(copy, database).unwrap();
+        })
+        .await;
+    }
+
+    /// So many desktops were made and are gone: their numbers are used.
+    pub(crate) async fn used(&self, desktops: u32) {
+        for number in 1..=desktops {
+            let (mine, desktop) = self.ready().await;
+            assert_eq!(desktop.number(), number);
+            self.client.destroy(mine.id, &mine.secret).await.unwrap();
+            self.reaches(&mine, SessionPhase::Ended).await;
+        }
     }
 
     pub(crate) async fn create(&self) -> Mine {

@@ -7,10 +7,15 @@
 
 mod api;
 mod bad_input;
+#[path = "../store/cluster.rs"]
+mod cluster;
 mod crash;
+mod damage;
 mod house;
 mod life;
+mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod restore;
 mod words;

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_mayfly-orchestrator");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mayfly-orchestrator");
 
 /// A running program; killed when dropped.
-struct Service {
-    child: Child,
-    client: Client,
+pub(crate) struct Service {
+    pub(crate) child: Child,
+    pub(crate) client: Client,
 }
 
 impl Drop for Service {
@@ -26,7 +26,7 @@ impl Drop for Service {
 }
 
 /// A folder with a configuration; the port is free when asked for.
-fn configured(dir: &Path) -> (PathBuf, String) {
+pub(crate) fn configured(dir: &Path) -> (PathBuf, String) {
     let machines = quick();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap().to_string();
@@ -43,21 +43,18 @@ fn configured(dir: &Path) -> (PathBuf, String) {
     (config, format!("http://{listen}"))
 }
 
-async fn serve(dir: &Path, config: &Path, url: &str) -> Service {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join("log"))
-        .unwrap();
-    let child = Command::new(PROGRAM)
-        .args(["serve", "--config"])
-        .arg(config)
-        .env("MAYFLY_LOG", "trace")
-        .stderr(log)
-        .spawn()
-        .unwrap();
+pub(crate) async fn serve(dir: &Path, config: &Path, url: &str) -> Service {
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--config"]).arg(config);
+    served(&mut command, &dir.join("log"), url).await
+}
+
+/// The program, as that command starts it, once it answers.
+pub(crate) async fn served(command: &mut Command, log: &Path, url: &str) -> Service {
+    let log = File::options().create(true).append(true).open(log).unwrap();
+    let child = command.env("MAYFLY_LOG", "trace").stderr(log).spawn();
     let service = Service {
-        child,
+        child: child.unwrap(),
         client: Client::new(url).unwrap(),
     };
     let health = format!("{url}/healthz");
@@ -164,10 +161,15 @@ async fn a_signal_ends_it_in_order_and_a_second_one_is_refused_the_same_state() 
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let ended = until("it ends", async || service.child.try_wait().unwrap()).await;
     assert!(ended.success());
-    assert!(run(&["migrate", "--config"], &config).status.success());
+    let again = run(&["migrate", "--config"], &config);
+    assert!(again.status.success());
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    let (_, versions) = said.trim().rsplit_once("from ").unwrap();
+    let (from, to) = versions.split_once(" to ").unwrap();
+    assert!(from == to && from.parse::<u32>().is_ok(), "{said}");
 }
 
-fn run(arguments: &[&str], config: &Path) -> Output {
+pub(crate) fn run(arguments: &[&str], config: &Path) -> Output {
     Command::new(PROGRAM)
         .args(arguments)
         .arg(config)

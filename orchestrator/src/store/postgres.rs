@@ -1,0 +1,234 @@
+//! The store on PostgreSQL: for several orchestrators, or for a site that has one.
+//!
+//! # Guarantees
+//! * A change locks the rows it is about; those that count before they write (places, the queue, clones on a storage) come one at a
+//!   time over all orchestrators, by an advisory lock that ends with their transaction. So at `READ COMMITTED` nothing fails because
+//!   of another's change.
+//! * A connection that was lost is noticed before it is used, and replaced. One that is lost in the middle of a change is told: the
+//!   change was made whole or not at all, and whoever asked looks again.
+//! * The schema is brought up to date by `migrate` alone, under a lock: `serve` refuses an older one, so that an administrator says
+//!   when. A newer one is taken, since two versions run side by side while a site is upgraded; migrations only add.
+
+use super::{Schema, StoreError};
+use crate::secret;
+use futures_util::future::BoxFuture;
+use mayfly_api::SessionId;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{
+    PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow, Postgres,
+};
+use sqlx::{Connection as _, Transaction};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+#[path = "sql.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
+mod sql;
+
+type Database = Postgres;
+type Connection = PgConnection;
+type Row = PgRow;
+type Arguments = PgArguments;
+type Sql = PostgresStore;
+
+/// A newer version may have added some.
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("./migrations/postgres");
+    migrations.set_ignore_missing(true);
+    migrations
+}
+
+/// The session that waits longest without a desktop, of those that nobody changes now; not one of the templates in a JSON array.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+       AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
+       AND template NOT IN (SELECT json_array_elements_text($1::json))
+     ORDER BY created_us, id LIMIT 1 FOR UPDATE SKIP LOCKED";
+
+/// Whether this is a copy that was restored and is not in use yet: tables and servers have names of their own, which a dump has not.
+const COPIED: &str = "SELECT identity <> (SELECT system_identifier FROM pg_control_system()) || '/' || 'lineage'::regclass::oid
+     FROM lineage";
+
+/// The copy is in use.
+const IN_USE: &str = "UPDATE lineage SET identity =
+     (SELECT system_identifier FROM pg_control_system()) || '/' || 'lineage'::regclass::oid";
+
+/// The highest number ever given.
+const HIGHEST: &str =
+    "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM desktop_number";
+
+/// Locks of ours among a database's advisory ones.
+const LOCKS: i32 = 0x6d66_6c79;
+/// A database that does not answer is told after this.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// An orchestrator uses so many connections.
+const CONNECTIONS: u32 = 16;
+
+/// `[store]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// `postgres://user@host/database`; without it the store is SQLite, in the state folder.
+    pub url: String,
+    /// A file of mode 0600 with the user's password. Without it `PGPASSWORD` or none.
+    pub password_file: Option<PathBuf>,
+}
+
+impl StoreConfig {
+    /// What is wrong with the URL, and what is allowed.
+    #[must_use]
+    pub fn wrong(&self) -> Option<&'static str> {
+        if self.url.is_empty() {
+            return None;
+        }
+        let scheme = ["postgres://", "postgresql://"];
+        let Some(rest) = scheme.iter().find_map(|s| self.url.strip_prefix(s)) else {
+            return Some("a URL such as postgres://mayfly@db.example/mayfly is needed");
+        };
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let in_user = authority
+            .rsplit_once('@')
+            .is_some_and(|(user, _)| user.contains(':'));
+        (in_user || rest.contains("password="))
+            .then_some("a password here could be seen by others: put it into a file, and name that in store.password_file")
+    }
+
+    /// Whether it is PostgreSQL.
+    #[must_use]
+    pub fn is_postgres(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// Where to connect, with the password that is read now.
+    ///
+    /// # Errors
+    /// What is wrong with the settings.
+    pub fn open(&self) -> anyhow::Result<PgConnectOptions> {
+        use anyhow::Context;
+        let options = PgConnectOptions::from_str(&self.url).context("store.url")?;
+        Ok(match &self.password_file {
+            Some(file) => {
+                let password = secret::from_file(file).context("store.password_file")?;
+                options.password(password.expose_secret())
+            }
+            None => options,
+        })
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    readers: PgPool,
+}
+
+impl PostgresStore {
+    /// Connects to a database whose schema is up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`], or [`StoreError::Old`] if it is of an older version.
+    pub async fn open(options: PgConnectOptions) -> Result<Self, StoreError> {
+        let options = options.application_name("mayfly-orchestrator");
+        // By itself: a pool would say of every cause only that it took too long.
+        let mut db = PgConnection::connect_with(&options).await?;
+        let found = version(&mut db).await?;
+        db.close().await?;
+        let wanted = migrations().iter().map(|m| m.version).max();
+        if found < wanted {
+            return Err(StoreError::Old(Schema { found, wanted }));
+        }
+        let readers = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(PATIENCE)
+            .connect_with(options)
+            .await?;
+        Ok(Self { readers })
+    }
+
+    /// Brings the schema up to date, one process at a time; what it was and is.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] or [`StoreError::Migrate`].
+    pub async fn migrate(options: &PgConnectOptions) -> Result<Schema, StoreError> {
+        let mut db = PgConnection::connect_with(options).await?;
+        let found = version(&mut db).await?;
+        migrations().run(&mut db).await?;
+        let wanted = version(&mut db).await?;
+        db.close().await?;
+        Ok(Schema { found, wanted })
+    }
+
+    /// Runs an intent as one transaction; durable when this returns.
+    async fn write<T: Send + 'static>(
+        &self,
+        intent: impl for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, StoreError>>
+        + Send
+        + 'static,
+    ) -> Result<T, StoreError> {
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        let mut tx = self.readers.begin_with(begin).await?;
+        let done = intent(&mut tx).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    /// A transaction that sees one moment.
+    async fn reading(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        Ok(self.readers.begin_with(begin).await?)
+    }
+
+    /// Lets go of every connection, once it is not used.
+    pub async fn close(&self) {
+        self.readers.close().await;
+    }
+}
+
+/// The last migration that the database has.
+async fn version(db: &mut Connection) -> Result<Option<i64>, StoreError> {
+    let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *db)
+        .await?;
+    if !there {
+        return Ok(None);
+    }
+    Ok(
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(db)
+            .await?,
+    )
+}
+
+/// Nobody else does the same until the transaction ends.
+async fn alone(db: &mut Connection, what: &str) -> Result<(), StoreError> {
+    sqlx::query("SELECT pg_advisory_xact_lock($1, hashtext($2))")
+        .bind(LOCKS)
+        .bind(what)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Nobody else changes the session until the transaction ends.
+async fn hold(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
+    sqlx::query("SELECT 1 FROM session WHERE id = $1 FOR UPDATE")
+        .bind(id.to_string())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// A number that nobody has or had.
+async fn next_number(db: &mut Connection) -> Result<i64, StoreError> {
+    let next = sqlx::query_scalar("SELECT nextval('desktop_number')");
+    Ok(next.fetch_one(db).await?)
+}
+
+/// Numbers go on above this one.
+async fn go_on_above(db: &mut Connection, number: i64) -> Result<(), StoreError> {
+    let set = sqlx::query("SELECT setval('desktop_number', $1)");
+    set.bind(number).execute(db).await?;
+    Ok(())
+}

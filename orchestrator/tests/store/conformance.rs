@@ -1,0 +1,716 @@
+//! What every store promises ([`mayfly_orchestrator::store`]).
+
+use crate::on_every_store;
+use crate::place::Place;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use mayfly_api::{DesktopName, EndReason, SessionId, SessionPhase, StageName};
+use mayfly_orchestrator::clock::{after, between, s};
+use mayfly_orchestrator::config::Limits;
+use mayfly_orchestrator::last_words::LONGEST;
+use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
+use mayfly_orchestrator::store::machines::{Locking, Reserved, Reserving};
+use mayfly_orchestrator::store::words::{DESKTOPS, Kept, Whose};
+use mayfly_orchestrator::store::{Accepted, Change, Idempotency, Store};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+on_every_store!(
+    what_was_written_is_read_back,
+    a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event,
+    places_go_to_who_waits_longest_within_the_limits,
+    a_session_without_room_waits_again_and_lets_other_templates_pass,
+    a_number_is_never_used_twice_even_if_its_session_was_forgotten,
+    estimates_are_medians_of_what_was,
+    the_schema_refuses_what_cannot_be,
+    a_request_that_comes_again_is_answered_as_the_first_was,
+    a_request_that_comes_many_times_at_once_is_accepted_once,
+    of_many_that_come_at_once_no_more_are_accepted_than_may_wait,
+    places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_leave,
+    changes_that_come_at_once_see_each_other_and_their_events_have_no_gap,
+    an_intent_that_fails_among_others_takes_none_of_them_along,
+    a_change_that_the_schema_refuses_leaves_nothing_of_itself,
+    an_intent_whose_asker_goes_away_is_made_whole_or_not_at_all,
+    a_desktop_that_it_does_not_know_says_that_it_is_an_older_copy,
+    numbers_are_never_used_twice_while_many_sessions_come_and_go,
+    a_state_is_saved_only_under_its_lock_and_ends_with_its_machine,
+    a_storage_takes_only_so_many_clones_at_a_time,
+    what_a_desktop_left_is_read_by_its_name_and_by_its_session_until_that_is_forgotten,
+    a_session_keeps_the_words_of_its_latest_desktops_within_the_bound,
+    of_all_desktops_the_latest_words_are_kept,
+);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+/// Somebody's wish, at that time.
+pub(crate) fn asked(expected: Expected, at: Timestamp) -> Record {
+    let wish = Wish {
+        origin: Origin::V1,
+        template: "t".to_owned(),
+        provider: "p".to_owned(),
+        user: "user".to_owned(),
+        language: Some("fr".to_owned()),
+        time_zone: None,
+        keyboard: None,
+    };
+    Record::accepted(SessionId::new(), wish, expected, &Limits::default(), at)
+}
+
+async fn accept(store: &Arc<dyn Store>, at: Timestamp) -> Record {
+    let expected = store.expected("t", "p").await.unwrap();
+    match store.accept(asked(expected, at), None, 100).await.unwrap() {
+        Accepted::New(record) => *record,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn change(
+    store: &Arc<dyn Store>,
+    id: SessionId,
+    at: Timestamp,
+    change: impl FnOnce(&mut Record) -> Change + Send + 'static,
+) -> Record {
+    let done = store.update(id, at, Box::new(change)).await.unwrap();
+    done.unwrap().0
+}
+
+/// A session that got its desktop `after_s` seconds after it was asked for.
+async fn claimed(store: &Arc<dyn Store>, at: Timestamp, after_s: u32) -> Record {
+    let limits = Limits::default();
+    let id = accept(store, at).await.id;
+    let planned = store.plan_next(&limits, &[], at).await.unwrap().unwrap();
+    assert_eq!(planned.id, id);
+    let name = planned.desktop.unwrap().name();
+    let ready = after(at, s(after_s));
+    change(store, id, ready, move |r| {
+        r.creating(name).unwrap();
+        r.booting(name, at).unwrap();
+        r.configuring(name, at).unwrap();
+        r.announced(name, "127.77.0.1:3389".parse().unwrap(), "a".repeat(64), at)
+            .unwrap();
+        r.proved(name).unwrap();
+        r.claim(name, &limits, ready).unwrap();
+        Change::Told
+    })
+    .await
+}
+
+async fn end(store: &Arc<dyn Store>, record: &Record) {
+    let name = record.desktop.as_ref().unwrap().name();
+    change(store, record.id, now(), move |r| {
+        r.end(EndReason::Requested, now()).unwrap();
+        r.gone(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+}
+
+async fn what_was_written_is_read_back(place: Place) {
+    let store = place.open().await;
+    let record = claimed(&store, now(), 7).await;
+    assert_eq!(store.get(record.id).await.unwrap(), Some(record.clone()));
+    assert_eq!(store.live().await.unwrap().len(), 1);
+    let events = store.events_after(record.id, 0).await.unwrap();
+    let seqs: Vec<_> = events.iter().map(|e| e.seq).collect();
+    assert_eq!(seqs, [1, 2, 3]);
+    assert_eq!(events[2].session, record.view());
+    assert_eq!(store.events_after(record.id, 2).await.unwrap().len(), 1);
+    assert_eq!(store.get(SessionId::new()).await.unwrap(), None);
+    let nobody = Box::new(|_: &mut Record| -> Change { panic!("there is none") });
+    let nobody = store.update(SessionId::new(), now(), nobody).await;
+    assert!(nobody.unwrap().is_none());
+    let name = record.desktop.as_ref().unwrap().name();
+    assert_eq!(store.desktops().await.unwrap(), [name]);
+    store.close().await;
+    let again = place.open().await;
+    assert_eq!(again.get(record.id).await.unwrap(), Some(record));
+    again.close().await;
+}
+
+async fn a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event(place: Place) {
+    let store = place.open().await;
+    let before = accept(&store, now()).await;
+    for (what, seq) in [(Change::Nothing, 1), (Change::Quiet, 1), (Change::Told, 2)] {
+        let at = after(now(), SECOND);
+        change(&store, before.id, at, move |r| {
+            r.heartbeat(at);
+            what
+        })
+        .await;
+        let record = store.get(before.id).await.unwrap().unwrap();
+        assert_eq!(record.seq, seq);
+        assert_eq!(record.heartbeat_at.is_some(), what != Change::Nothing);
+    }
+    store.close().await;
+}
+
+async fn places_go_to_who_waits_longest_within_the_limits(place: Place) {
+    let store = place.open().await;
+    let limits = Limits {
+        concurrent_creates: 1,
+        ..Limits::default()
+    };
+    let first = accept(&store, now()).await;
+    let second = accept(&store, after(now(), SECOND)).await;
+    let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
+    assert_eq!(planned.id, first.id);
+    let none = store.plan_next(&limits, &[], now()).await.unwrap();
+    assert!(none.is_none());
+    let moved = store.renumber_queue(now()).await.unwrap();
+    assert_eq!(moved.len(), 1);
+    assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
+    assert_eq!(store.renumber_queue(now()).await.unwrap(), []);
+    store.close().await;
+}
+
+async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place: Place) {
+    let store = place.open().await;
+    let limits = Limits::default();
+    let first = accept(&store, now()).await;
+    let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
+    let name = planned.desktop.unwrap().name();
+    change(&store, first.id, now(), move |r| {
+        r.creating(name).unwrap();
+        r.requeue(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    let moved = store.renumber_queue(now()).await.unwrap();
+    assert_eq!(moved[0].view().queue_position, Some(1));
+    assert_eq!(moved[0].view().desktop, None);
+    let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap();
+    assert!(next(&[]).await.is_none(), "its desktop is being removed");
+    change(&store, first.id, now(), move |r| {
+        r.gone(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert!(next(&["t".to_owned()]).await.is_none());
+    let again = next(&["other".to_owned()]).await.unwrap();
+    assert_eq!(again.id, first.id);
+    assert_ne!(again.desktop.unwrap().name(), name);
+    store.close().await;
+}
+
+async fn a_number_is_never_used_twice_even_if_its_session_was_forgotten(place: Place) {
+    let store = place.open().await;
+    let first = claimed(&store, now(), 1).await;
+    let later = after(now(), SECOND);
+    assert_eq!(store.forget(later).await.unwrap(), 0, "it lives");
+    end(&store, &first).await;
+    assert_eq!(store.forget(later).await.unwrap(), 1);
+    assert_eq!(store.get(first.id).await.unwrap(), None);
+    assert_eq!(store.events_after(first.id, 0).await.unwrap(), []);
+    store.close().await;
+    let store = place.open().await;
+    let second = claimed(&store, now(), 1).await;
+    assert!(second.desktop.unwrap().name() > first.desktop.unwrap().name());
+    store.close().await;
+}
+
+async fn estimates_are_medians_of_what_was(place: Place) {
+    let store = place.open().await;
+    for seconds in [9, 1, 5] {
+        let record = claimed(&store, now(), seconds).await;
+        end(&store, &record).await;
+    }
+    let expected = store.expected("t", "p").await.unwrap();
+    assert_eq!(expected.ready, Some(5_000));
+    assert_eq!(expected.stages[&StageName::Connecting], 5_000);
+    assert_eq!(store.expected("t", "other").await.unwrap().ready, None);
+    store.close().await;
+}
+
+async fn the_schema_refuses_what_cannot_be(place: Place) {
+    let store = place.open().await;
+    let record = claimed(&store, now(), 1).await;
+    let gone = claimed(&store, after(now(), SECOND), 1).await;
+    end(&store, &gone).await;
+    for statement in [
+        "UPDATE desktop SET phase = 'ready' WHERE phase = 'claimed'",
+        "UPDATE desktop SET phase = 'ready', claimed_us = NULL WHERE phase = 'claimed'",
+        "UPDATE desktop SET claimed_us = claimed_us + 1 WHERE phase = 'claimed'",
+        "UPDATE desktop SET phase = 'gone' WHERE phase = 'claimed'",
+        "UPDATE desktop SET phase = 'destroying' WHERE phase = 'gone'",
+        "UPDATE desktop SET number = number + 7 WHERE phase = 'claimed'",
+        "UPDATE desktop SET number = 268435456",
+        "UPDATE desktop SET certificate = 'short' WHERE phase = 'claimed'",
+        "UPDATE desktop SET session_id = (SELECT id FROM session WHERE phase = 'ended') WHERE phase = 'claimed'",
+        "INSERT INTO desktop (session_id, provider, phase, created_us) SELECT session_id, 'p', 'planned', 0 FROM desktop WHERE phase = 'claimed'",
+        "DELETE FROM desktop WHERE phase = 'claimed'",
+        "DELETE FROM session WHERE phase = 'ready'",
+        "UPDATE session SET phase = 'ended' WHERE phase = 'ready'",
+        "UPDATE session SET phase = 'dancing'",
+        "UPDATE session SET created_us = 'soon'",
+        "UPDATE session SET seq = 0",
+        "UPDATE session SET expires_us = created_us - 1",
+        "UPDATE session SET queue_position = 1 WHERE phase = 'ready'",
+        "UPDATE session SET ready_us = NULL WHERE phase = 'ready'",
+        "UPDATE session SET end_reason = 'boredom' WHERE phase = 'ended'",
+        "UPDATE session SET expected = 'no JSON'",
+        "UPDATE event SET body = '{'",
+        "UPDATE stage SET duration_ms = -1",
+        "UPDATE stage SET name = 'dreaming'",
+        "INSERT INTO machine (number, node, memory_mib) VALUES (-1, 'n', 1)",
+        "INSERT INTO machine (number, node, memory_mib) VALUES (1, 'n', 0)",
+        "INSERT INTO machine (number, node, memory_mib, cloning) VALUES (1, 'n', 1, 2)",
+        "INSERT INTO machine (number, node, memory_mib, lock_id) VALUES (1, 'n', 1, 'without words')",
+        "INSERT INTO event (session_id, seq, at_us, body) SELECT session_id, seq, at_us, body FROM event",
+        "INSERT INTO idempotency (key_sha256, request_sha256, session_id) VALUES ('k', 'r', 'nobody')",
+    ] {
+        assert!(place.refuses(statement).await, "{statement}");
+    }
+    assert_eq!(store.get(record.id).await.unwrap(), Some(record));
+    store.close().await;
+}
+
+fn key(key: &str, request: &str) -> Option<Idempotency> {
+    Some(Idempotency {
+        key_sha256: key.to_owned(),
+        request_sha256: request.to_owned(),
+    })
+}
+
+async fn a_request_that_comes_again_is_answered_as_the_first_was(place: Place) {
+    let store = place.open().await;
+    let accept = async |key| {
+        let record = asked(Expected::default(), now());
+        store.accept(record, key, 1).await.unwrap()
+    };
+    let before = async |key: Option<_>| store.accepted_before(&key.unwrap()).await.unwrap();
+    assert!(before(key("a", "r")).await.is_none());
+    let Accepted::New(first) = accept(key("a", "r")).await else {
+        panic!("it is new");
+    };
+    change(&store, first.id, now(), |_| Change::Told).await;
+    for again in [
+        accept(key("a", "r")).await,
+        before(key("a", "r")).await.unwrap(),
+    ] {
+        let Accepted::Again(event) = again else {
+            panic!("it is not new: {again:?}");
+        };
+        assert_eq!((event.seq, event.session), (1, first.view()));
+    }
+    let other = accept(key("a", "another request")).await;
+    assert!(matches!(other, Accepted::Mismatch), "{other:?}");
+    let full = accept(key("b", "r")).await;
+    assert!(matches!(full, Accepted::Full), "{full:?}");
+    assert!(
+        before(key("b", "r")).await.is_none(),
+        "a refusal is not kept"
+    );
+    store.close().await;
+}
+
+/// The same from many tasks, of two processes where that can be.
+async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    place: &Place,
+    tasks: u32,
+    what: impl Fn(Arc<dyn Store>, u32) -> F,
+) -> Vec<T> {
+    let one = place.open().await;
+    let stores = [one.clone(), place.open_beside(one).await];
+    let tasks = (0..tasks).map(|n| tokio::spawn(what(stores[n as usize % 2].clone(), n)));
+    let done = join_all(tasks).await;
+    for store in &stores {
+        store.close().await;
+    }
+    done.into_iter().map(Result::unwrap).collect()
+}
+
+async fn a_request_that_comes_many_times_at_once_is_accepted_once(place: Place) {
+    let answers = at_once(&place, 24, move |store, n| async move {
+        let record = asked(Expected::default(), now());
+        let key = key(&format!("key {}", n % 3), "r");
+        store.accept(record, key, 100).await.unwrap()
+    });
+    let (mut new, mut again) = (BTreeSet::new(), BTreeSet::new());
+    for answer in answers.await {
+        match answer {
+            Accepted::New(record) => assert!(new.insert(record.id)),
+            Accepted::Again(event) => drop(again.insert(event.session.id)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(new.len(), 3, "one for each key");
+    assert_eq!(new, again);
+}
+
+async fn of_many_that_come_at_once_no_more_are_accepted_than_may_wait(place: Place) {
+    let answers = at_once(&place, 24, move |store, _| async move {
+        let record = asked(Expected::default(), now());
+        store.accept(record, None, 10).await.unwrap()
+    });
+    let mut places: Vec<_> = answers
+        .await
+        .into_iter()
+        .filter_map(|answer| match answer {
+            Accepted::New(record) => record.queue_position,
+            Accepted::Full => None,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    places.sort_unstable();
+    assert_eq!(places, (1..=10).collect::<Vec<_>>());
+}
+
+async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_leave(place: Place) {
+    let store = place.open().await;
+    for n in 0..20 {
+        accept(&store, after(now(), SECOND * n)).await;
+    }
+    store.close().await;
+    let limits = Limits {
+        max_desktops: 12,
+        concurrent_creates: 9,
+        ..Limits::default()
+    };
+    let planned = at_once(&place, 8, move |store, _| {
+        let limits = limits.clone();
+        async move {
+            let mut planned = Vec::new();
+            while let Some(record) = store.plan_next(&limits, &[], now()).await.unwrap() {
+                planned.push((record.id, record.desktop.unwrap().name()));
+            }
+            store.renumber_queue(now()).await.unwrap();
+            planned
+        }
+    });
+    let planned = planned.await.concat();
+    let sessions: BTreeSet<_> = planned.iter().map(|p| p.0).collect();
+    let names: BTreeSet<_> = planned.iter().map(|p| p.1).collect();
+    assert_eq!((planned.len(), sessions.len(), names.len()), (9, 9, 9));
+    let store = place.open().await;
+    store.renumber_queue(now()).await.unwrap();
+    let live = store.live().await.unwrap();
+    let waiting: Vec<_> = live.iter().filter_map(|r| r.queue_position).collect();
+    assert_eq!(waiting, (1..=11).collect::<Vec<_>>());
+    for record in live {
+        let events = store.events_after(record.id, 0).await.unwrap();
+        let seqs: Vec<_> = events.iter().map(|e| e.seq).collect();
+        assert_eq!(seqs, (1..=record.seq).collect::<Vec<_>>());
+    }
+    store.close().await;
+}
+
+async fn changes_that_come_at_once_see_each_other_and_their_events_have_no_gap(place: Place) {
+    let store = place.open().await;
+    let ids = [
+        accept(&store, now()).await.id,
+        accept(&store, now()).await.id,
+    ];
+    store.close().await;
+    at_once(&place, 16, move |store, n| async move {
+        for _ in 0..10 {
+            change(&store, ids[n as usize / 8], now(), |r| {
+                r.touch(after(r.last_activity, SECOND));
+                Change::Told
+            })
+            .await;
+        }
+    })
+    .await;
+    let store = place.open().await;
+    for id in ids {
+        let record = store.get(id).await.unwrap().unwrap();
+        assert_eq!(between(now(), record.last_activity), 80 * SECOND);
+        let events = store.events_after(id, 0).await.unwrap();
+        let seqs: Vec<_> = events.iter().map(|e| e.seq).collect();
+        assert_eq!(seqs, (1..=81).collect::<Vec<_>>());
+        let activity: Vec<_> = events.iter().map(|e| e.session.last_activity).collect();
+        assert!(
+            activity.is_sorted(),
+            "events tell of the changes in their order"
+        );
+    }
+    store.close().await;
+}
+
+async fn an_intent_that_fails_among_others_takes_none_of_them_along(place: Place) {
+    let accepted = at_once(&place, 24, move |store, n| async move {
+        if n % 3 == 0 {
+            // Its session does not exist.
+            let words = kept(SessionId::new(), n, "words");
+            assert!(store.keep(&words).await.is_err());
+            return None;
+        }
+        Some(accept(&store, now()).await.id)
+    });
+    let accepted: BTreeSet<_> = accepted.await.into_iter().flatten().collect();
+    let store = place.open().await;
+    let live: BTreeSet<_> = store.live().await.unwrap().iter().map(|r| r.id).collect();
+    assert_eq!((live.len(), live), (16, accepted));
+    store.close().await;
+}
+
+async fn a_change_that_the_schema_refuses_leaves_nothing_of_itself(place: Place) {
+    if matches!(place, Place::Memory(_)) {
+        return;
+    }
+    let store = place.open().await;
+    let id = accept(&store, now()).await.id;
+    let planned = store.plan_next(&Limits::default(), &[], now()).await;
+    let before = planned.unwrap().unwrap();
+    let name = before.desktop.as_ref().unwrap().name();
+    store.close().await;
+    let accepted = at_once(&place, 16, move |store, n| async move {
+        if n % 2 == 0 {
+            return Some(accept(&store, now()).await.id);
+        }
+        // The session's row is written before its desktop's, which is refused: no certificate is that short.
+        let refused = move |r: &mut Record| {
+            r.touch(after(now(), SECOND));
+            r.creating(name).unwrap();
+            r.booting(name, now()).unwrap();
+            r.configuring(name, now()).unwrap();
+            let address = "127.77.0.1:3389".parse().unwrap();
+            r.announced(name, address, "short".to_owned(), now())
+                .unwrap();
+            Change::Told
+        };
+        let refused = store.update(id, now(), Box::new(refused)).await;
+        assert!(refused.is_err(), "{refused:?}");
+        None
+    });
+    let accepted: Vec<_> = accepted.await.into_iter().flatten().collect();
+    let store = place.open().await;
+    assert_eq!(store.get(id).await.unwrap(), Some(before));
+    assert_eq!(store.events_after(id, 0).await.unwrap().len(), 2);
+    assert_eq!(store.live().await.unwrap().len(), accepted.len() + 1);
+    store.close().await;
+}
+
+async fn an_intent_whose_asker_goes_away_is_made_whole_or_not_at_all(place: Place) {
+    let store = place.open().await;
+    let id = accept(&store, now()).await.id;
+    for n in 0_u32..40 {
+        let asked = {
+            let store = store.clone();
+            tokio::spawn(async move {
+                change(&store, id, now(), |r| {
+                    r.touch(after(r.last_activity, SECOND));
+                    Change::Told
+                })
+                .await
+            })
+        };
+        for _ in 0..n {
+            tokio::task::yield_now().await;
+        }
+        asked.abort();
+    }
+    change(&store, id, now(), |_| Change::Told).await;
+    let record = store.get(id).await.unwrap().unwrap();
+    let made = between(now(), record.last_activity).as_secs();
+    assert_eq!(record.seq, made + 2, "each with its event, or neither");
+    let events = store.events_after(id, 0).await.unwrap();
+    assert_eq!(events.len() as u64, record.seq);
+    store.close().await;
+}
+
+async fn a_desktop_that_it_does_not_know_says_that_it_is_an_older_copy(place: Place) {
+    let store = place.open().await;
+    let name = |number| DesktopName::from_number(number).unwrap();
+    assert_eq!(store.resume(None, now()).await.unwrap(), None);
+    let first = claimed(&store, now(), 1).await;
+    let known = first.desktop.as_ref().unwrap().name();
+    assert_eq!(store.resume(Some(known), now()).await.unwrap(), None);
+
+    let unknown = name(known.number() + 5);
+    let seen = Some(unknown);
+    let restored = store.resume(seen, now()).await.unwrap().unwrap();
+    assert_eq!((restored.known, restored.at), (known, now()));
+    assert!(!restored.left_out(known) && restored.left_out(unknown));
+    let later = after(now(), SECOND);
+    assert_eq!(store.resume(seen, later).await.unwrap(), Some(restored));
+    store.close().await;
+    let store = place.open().await;
+    assert_eq!(store.resume(None, later).await.unwrap(), Some(restored));
+    let second = claimed(&store, later, 1).await;
+    let new = second.desktop.unwrap().name();
+    assert!(new > restored.resumed && !restored.left_out(new));
+
+    // Again, while machines that the first left out may still be there.
+    let again = store.resume(Some(name(0x00ff_ffff)), later).await.unwrap();
+    let again = again.unwrap();
+    assert_eq!((again.known, again.at), (known, later));
+    assert!(again.left_out(new) && again.left_out(name(0x00ff_ffff)));
+    store.close().await;
+}
+
+async fn numbers_are_never_used_twice_while_many_sessions_come_and_go(place: Place) {
+    let limits = Limits {
+        max_desktops: 1_000,
+        concurrent_creates: 1_000,
+        ..Limits::default()
+    };
+    let names = at_once(&place, 8, move |store, _| {
+        let limits = limits.clone();
+        async move {
+            let mut names = Vec::new();
+            for _ in 0..5 {
+                accept(&store, now()).await;
+                // Perhaps another's session.
+                let planned = store.plan_next(&limits, &[], now()).await.unwrap();
+                let Some(record) = planned else { continue };
+                names.push(record.desktop.as_ref().unwrap().name());
+                end(&store, &record).await;
+                store.forget(after(now(), SECOND)).await.unwrap();
+            }
+            names
+        }
+    });
+    let names = names.await.concat();
+    let different: BTreeSet<_> = names.iter().collect();
+    assert_eq!(different.len(), names.len());
+    let store = place.open().await;
+    let left = store.live().await.unwrap();
+    assert!(left.iter().all(|r| r.phase == SessionPhase::Queued));
+    assert_eq!(names.len() + left.len(), 40, "each is planned, or waits");
+    store.close().await;
+}
+
+async fn a_state_is_saved_only_under_its_lock_and_ends_with_its_machine(place: Place) {
+    let store = place.open().await;
+    let name = DesktopName::from_number(3).unwrap();
+    let machine = Reserved {
+        name,
+        node: "pve1".to_owned(),
+        memory_mib: 512,
+        storage: "ceph".to_owned(),
+    };
+    let held = Locking::Held("{\"who\":\"a\"}".to_owned());
+
+    assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
+    let reserve = async |m: &Reserved| store.reserve(m, 2).await.unwrap();
+    assert_eq!(reserve(&machine).await, Reserving::Done);
+    assert_eq!(reserve(&machine).await, Reserving::Taken);
+    assert_eq!(store.reserved().await.unwrap(), [machine]);
+
+    let not_locked = store.save(name, "a", b"1").await.unwrap();
+    assert_eq!(not_locked, Locking::Nothing);
+    let locked = store.lock(name, "a", "{\"who\":\"a\"}").await.unwrap();
+    assert_eq!(locked, Locking::Done);
+    let again = store.lock(name, "a", "{\"who\":\"a\"}").await.unwrap();
+    assert_eq!(again, Locking::Done, "its answer was lost");
+    assert_eq!(store.lock(name, "b", "{}").await.unwrap(), held);
+    assert_eq!(store.save(name, "b", b"2").await.unwrap(), held);
+    assert_eq!(store.save(name, "a", b"1").await.unwrap(), Locking::Done);
+    assert_eq!(store.unlock(name, "b").await.unwrap(), held);
+    assert_eq!(store.unlock(name, "a").await.unwrap(), Locking::Done);
+    assert_eq!(store.unlock(name, "a").await.unwrap(), Locking::Done);
+    assert_eq!(store.save(name, "a", b"3").await.unwrap(), Locking::Nothing);
+    assert_eq!(store.state(name).await.unwrap().unwrap(), b"1");
+
+    store.release(name).await.unwrap();
+    assert_eq!(store.state(name).await.unwrap(), None);
+    assert_eq!(store.lock(name, "a", "{}").await.unwrap(), Locking::Nothing);
+    store.close().await;
+}
+
+async fn a_storage_takes_only_so_many_clones_at_a_time(place: Place) {
+    let store = place.open().await;
+    let reserve = async |number, storage: &str| {
+        let machine = Reserved {
+            name: DesktopName::from_number(number).unwrap(),
+            node: "pve1".to_owned(),
+            memory_mib: 512,
+            storage: storage.to_owned(),
+        };
+        store.reserve(&machine, 2).await.unwrap()
+    };
+    assert_eq!(reserve(1, "a").await, Reserving::Done);
+    assert_eq!(reserve(2, "a").await, Reserving::Done);
+    assert_eq!(reserve(3, "a").await, Reserving::Waits);
+    assert_eq!(reserve(4, "b").await, Reserving::Done);
+    // One is cloned, one is removed half-way.
+    let name = |number| DesktopName::from_number(number).unwrap();
+    store.cloned(name(1)).await.unwrap();
+    assert_eq!(reserve(3, "a").await, Reserving::Done);
+    assert_eq!(reserve(5, "a").await, Reserving::Waits);
+    store.release(name(2)).await.unwrap();
+    assert_eq!(reserve(5, "a").await, Reserving::Done);
+    store.close().await;
+}
+
+fn kept(session: SessionId, number: u32, text: impl Into<String>) -> Kept {
+    Kept {
+        session,
+        desktop: DesktopName::from_number(number).unwrap(),
+        at: now(),
+        text: text.into(),
+    }
+}
+
+async fn what_a_desktop_left_is_read_by_its_name_and_by_its_session_until_that_is_forgotten(
+    place: Place,
+) {
+    let store = place.open().await;
+    let mine = accept(&store, now()).await.id;
+    let other = accept(&store, now()).await.id;
+    let all = [
+        kept(mine, 1, "first"),
+        kept(mine, 3, "second"),
+        kept(other, 2, "another's"),
+    ];
+    for words in &all {
+        store.keep(words).await.unwrap();
+    }
+    store.keep(&kept(mine, 1, "half removed")).await.unwrap();
+
+    let of = async |whose: &str| store.kept(whose.parse().unwrap()).await.unwrap();
+    assert_eq!(of(&mine.to_string()).await, all[..2]);
+    assert_eq!(of("desktop-0000002").await, all[2..]);
+    assert_eq!(of("desktop-0000004").await, []);
+
+    change(&store, mine, now(), |r| {
+        r.end(EndReason::Requested, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert_eq!(store.forget(after(now(), SECOND)).await.unwrap(), 1);
+    assert_eq!(store.kept(Whose::Session(mine)).await.unwrap(), []);
+    assert_eq!(store.kept(Whose::Session(other)).await.unwrap().len(), 1);
+    store.close().await;
+}
+
+async fn a_session_keeps_the_words_of_its_latest_desktops_within_the_bound(place: Place) {
+    let store = place.open().await;
+    let mine = accept(&store, now()).await.id;
+    let other = accept(&store, now()).await.id;
+    let longest = kept(other, 1, "x".repeat(LONGEST));
+    store.keep(&longest).await.unwrap();
+    // Two bytes each: it is bytes that count.
+    for number in 2..6 {
+        let text = "ü".repeat(LONGEST / 5);
+        store.keep(&kept(mine, number, text)).await.unwrap();
+    }
+    let left = store.kept(Whose::Session(mine)).await.unwrap();
+    let numbers: Vec<u32> = left.iter().map(|k| k.desktop.number()).collect();
+    assert_eq!(numbers, [4, 5]);
+    assert_eq!(store.kept(Whose::Session(other)).await.unwrap().len(), 1);
+    let too_long = kept(mine, 6, "x".repeat(LONGEST + 1));
+    assert!(store.keep(&too_long).await.is_err());
+    store.close().await;
+}
+
+async fn of_all_desktops_the_latest_words_are_kept(place: Place) {
+    let store = place.open().await;
+    let first = accept(&store, now()).await.id;
+    let second = accept(&store, now()).await.id;
+    let last = u32::try_from(DESKTOPS).unwrap() + 1;
+    for number in 1..=last {
+        let session = if number < 4 { first } else { second };
+        store.keep(&kept(session, number, "x")).await.unwrap();
+    }
+    let left = store.kept(Whose::Session(first)).await.unwrap();
+    let numbers: Vec<u32> = left.iter().map(|k| k.desktop.number()).collect();
+    assert_eq!(numbers, [2, 3]);
+    store.close().await;
+}
