@@ -18,6 +18,7 @@
 pub mod caller;
 pub mod lab;
 pub mod machine;
+pub mod plain;
 pub mod realm;
 pub mod sessions;
 pub mod site;
