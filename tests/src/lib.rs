@@ -20,6 +20,7 @@ pub mod deaths;
 pub mod kills;
 pub mod lab;
 pub mod machine;
+pub mod plain;
 pub mod realm;
 pub mod sessions;
 pub mod site;

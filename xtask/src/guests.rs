@@ -1,6 +1,6 @@
-//! What runs inside virtual machines: the static agent, the micro guest, the desktop image.
+//! What runs inside virtual machines: the static agent, the micro guest, the desktop image, a plain template.
 //!
-//! All three are cached by content: the builders compare what goes in, never times.
+//! All are cached by content: the builders compare what goes in, never times.
 
 use crate::house::House;
 use crate::packages::{self, Purpose};
@@ -51,13 +51,22 @@ pub(crate) fn programs(house: &House) -> Result<()> {
 /// The folder of the desktop image, built if the cache has none of this content. Needs the
 /// orchestrator's program.
 pub(crate) fn image(house: &House, extra: &[&str]) -> Result<PathBuf> {
+    build(house, "ansible", extra)
+}
+
+/// The folder of a plain cloud-init template (`tests/plain-template`). Needs the orchestrator's program.
+pub(crate) fn plain_template(house: &House) -> Result<PathBuf> {
+    build(house, "tests/plain-template", &[])
+}
+
+fn build(house: &House, role: &str, extra: &[&str]) -> Result<PathBuf> {
     let agent = agent(house)?;
     let mut command = house.command(house.binary("mayfly-orchestrator"));
     command
         .args(["image", "build", "--agent"])
         .arg(agent)
         .arg("--role")
-        .arg(house.root.join("ansible"))
+        .arg(house.root.join(role))
         .arg("--output")
         .arg(house.images())
         .args(extra);

@@ -51,6 +51,8 @@ struct Suite<'a> {
     built: Option<Vec<TestProgram>>,
     micro: Option<PathBuf>,
     desktop: Option<PathBuf>,
+    /// A template that is plain, and the agent that Ansible puts into its machines.
+    plain: Option<(PathBuf, PathBuf)>,
     /// A Python that has fakepve.
     fakepve: Option<PathBuf>,
     terraform: Option<terraform::Tools>,
@@ -258,10 +260,15 @@ pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
 }
 
 /// Every case and kill point on the real desktop: first those of the test run's stage `desktop`, then those of the program
-/// `soak`.
+/// `soak`; with `--only PART` that part of the program alone.
 pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
     with_desktop(house, |suite| {
-        suite.real_desktop()?;
+        suite.fakepve()?;
+        suite.terraform()?;
+        suite.plain = Some((guests::plain_template(house)?, guests::agent(house)?));
+        if !args.arguments.iter().any(|word| word.starts_with("--only")) {
+            suite.real_desktop()?;
+        }
         let changed = run::output(house.command("git").args(["status", "--porcelain"]))?;
         let mut commit = run::output(house.command("git").args(["rev-parse", "HEAD"]))?;
         if !changed.is_empty() {
@@ -328,6 +335,7 @@ impl<'a> Suite<'a> {
             built: None,
             micro: None,
             desktop: None,
+            plain: None,
             fakepve: None,
             terraform: None,
         })
@@ -433,6 +441,11 @@ impl<'a> Suite<'a> {
         }
         if let Some(folder) = &self.desktop {
             command.env("MAYFLY_DESKTOP_IMAGE", folder);
+        }
+        if let Some((template, agent)) = &self.plain {
+            command
+                .env("MAYFLY_PLAIN_TEMPLATE", template)
+                .env("MAYFLY_AGENT", agent);
         }
         if let Some(python) = &self.fakepve {
             command.env("MAYFLY_FAKEPVE", python);

@@ -1,22 +1,23 @@
-//! `cargo xtask soak`: every kill point, ten desktops at once and a long chaos, all on the real desktop image.
+//! `cargo xtask soak`: every kill point, ten desktops at once, the join of a domain and a long chaos, all on the real desktop image; and
+//! a plain template, of which Ansible makes the same.
 //!
 //! What `tests/tests/micro_guest.rs` shows in every test run on the micro guest is shown here on the desktop that people get.
 //! Writes `soak.json` to `$MAYFLY_REPORTS`: each point, how long it took to converge, and what was left (nothing, or the run
-//! fails). The chaos is drawn from a seed, which the report names and `--seed` repeats.
+//! fails). The chaos is drawn from a seed, which the report names and `--seed` repeats. `--only PART` runs a part alone.
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use mayfly_api::{Session, SessionPhase, StageName};
+use clap::{Parser, ValueEnum};
+use mayfly_api::{EndReason, Session, SessionPhase, StageName};
 use mayfly_tests::kills::{self, Scene};
-use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder};
-use mayfly_tests::machine;
-use mayfly_tests::sessions::Held;
-use mayfly_tests::site::{Site, in_own_network};
+use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder, until};
+use mayfly_tests::sessions::{END, Held};
+use mayfly_tests::site::{FIRST_VM_ID, Site, in_own_network};
+use mayfly_tests::{machine, plain};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -31,19 +32,39 @@ struct Args {
     /// How many desktops at once
     #[arg(long, default_value_t = 10)]
     desktops: usize,
+    /// Only this part
+    #[arg(long)]
+    only: Option<Part>,
     /// Where soak.json goes; given by `cargo xtask soak`
     #[arg(long)]
     reports: Option<PathBuf>,
     /// The commit that is tested; given by `cargo xtask soak`
     #[arg(long)]
     commit: Option<String>,
-    /// Only the part on the PVE lab, in a network of its own; its points go to this file
-    #[arg(long, hide = true)]
+    /// A part on the PVE lab, in a network of its own; its points go to this file
+    #[arg(long, hide = true, requires = "only")]
     on_site: Option<PathBuf>,
+}
+
+/// A part of the soak. In this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Cancels, kills and many at once, on this machine
+    Here,
+    /// The same on the PVE lab, and Terraform killed
+    Site,
+    /// A plain cloud-init template on the PVE lab, configured by Ansible
+    Plain,
+    /// The join of a domain: converge, idempotence, verification
+    Join,
+    /// People come and go, and everything that can be killed is
+    Chaos,
 }
 
 /// Many desktops at once are ready within this, emulated.
 const MANY: Duration = Duration::from_secs(1800);
+/// A login over RDP shows XFCE within this, emulated, on a busy machine.
+const LOGIN: Duration = Duration::from_secs(600);
 
 /// What was shown, and what it took.
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,10 +80,11 @@ async fn main() -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut soak = Soak {
         points: Vec::new(),
+        join: Value::Null,
         chaos: Value::Null,
     };
     if let Some(file) = &args.on_site {
-        let outcome = soak.on_site(args.desktops).await;
+        let outcome = soak.on_site(&args).await;
         std::fs::write(file, serde_json::to_string(&soak.points)?)?;
         return outcome;
     }
@@ -75,6 +97,7 @@ async fn main() -> Result<()> {
         "machine": machine,
         "seed": seed,
         "points": soak.points,
+        "join": soak.join,
         "chaos": soak.chaos,
     });
     let folder = args.reports.unwrap_or_else(Lab::reports);
@@ -140,30 +163,50 @@ const LIMITS: &str = "idle_s = 20\nlease_s = 3600";
 
 struct Soak {
     points: Vec<Point>,
+    /// The checks of `tests/ad-lab/verify.py`.
+    join: Value,
     chaos: Value,
 }
 
 impl Soak {
     async fn run(&mut self, args: &Args, seed: u64) -> Result<()> {
+        for part in Part::value_variants() {
+            if args.only.is_some_and(|only| only != *part) {
+                continue;
+            }
+            match part {
+                Part::Here => self.here(args.desktops).await,
+                Part::Site | Part::Plain => self.elsewhere(args, *part),
+                Part::Join => self.join(),
+                Part::Chaos => {
+                    let length = Duration::from_secs(args.minutes * 60);
+                    self.chaos(length, seed).await
+                }
+            }
+            .with_context(|| format!("part {part:?}"))?;
+        }
+        Ok(())
+    }
+
+    async fn here(&mut self, desktops: usize) -> Result<()> {
         self.cancels(Place::on_this_machine("soak cancel").await?)
             .await
             .context("cancel")?;
         self.kills(Place::on_this_machine("soak kill").await?)
             .await
             .context("kill")?;
-        self.many(Place::on_this_machine("soak many").await?, args.desktops)
+        self.many(Place::on_this_machine("soak many").await?, desktops)
             .await
-            .context("many at once")?;
-        self.elsewhere(args).context("on the PVE lab")?;
-        let length = Duration::from_secs(args.minutes * 60);
-        self.chaos(length, seed).await.context("chaos")
+            .context("many at once")
     }
 
     /// Runs [`Soak::on_site`] in a network of its own.
-    fn elsewhere(&mut self, args: &Args) -> Result<()> {
+    fn elsewhere(&mut self, args: &Args, part: Part) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("points.json");
         let mut arguments: Vec<OsString> = vec!["--on-site".into(), file.clone().into()];
+        let part = part.to_possible_value().context("a part's name")?;
+        arguments.extend(["--only".into(), part.get_name().into()]);
         arguments.extend(["--desktops".into(), args.desktops.to_string().into()]);
         let status = in_own_network(folder.path(), &arguments)?.status()?;
         if let Ok(points) = std::fs::read(&file) {
@@ -174,7 +217,10 @@ impl Soak {
         Ok(())
     }
 
-    async fn on_site(&mut self, desktops: usize) -> Result<()> {
+    async fn on_site(&mut self, args: &Args) -> Result<()> {
+        if args.only == Some(Part::Plain) {
+            return self.plain().await;
+        }
         self.cancels(Place::on_a_site("soak site cancel", LIMITS, json!({})).await?)
             .await
             .context("cancel")?;
@@ -185,7 +231,103 @@ impl Soak {
         // More than its storage clones at a time.
         let limits = format!("{LIMITS}\nconcurrent_creates = 4");
         let place = Place::on_a_site("soak site many", &limits, json!({})).await?;
-        self.many(place, desktops).await.context("many at once")
+        self.many(place, args.desktops)
+            .await
+            .context("many at once")
+    }
+
+    /// A plain template: Ansible makes a desktop of its machine, which keeps the roles' promises, shows XFCE to a person, is not changed
+    /// by a second run, and ends as any other.
+    async fn plain(&mut self) -> Result<()> {
+        let mut site = Site::start(&image_folder("MAYFLY_PLAIN_TEMPLATE")?, json!({}))?;
+        let lab = Lab::new("soak plain")?;
+        let provider = Provider::Terraform(plain::configuration(&site)?);
+        let orchestrator = Orchestrator::start(&lab, &provider, plain::LIMITS).await?;
+        let desk = Desk::start(&lab).await?;
+        let since = Instant::now();
+        let tell = |what: &str| println!("{:>8.1} s  plain: {what}", since.elapsed().as_secs_f64());
+        let held = Held::create(&orchestrator).await?;
+        let ready = |s: &Session| s.phase.is_usable() || s.phase.is_final();
+        let session = held
+            .until(&orchestrator, "it is ready", plain::CONFIGURED * 2, ready)
+            .await?;
+        ensure!(session.phase == SessionPhase::Ready, "{session:?}");
+        let configured = since.elapsed().as_secs();
+        tell("Ansible made a desktop of it");
+
+        let vmid = FIRST_VM_ID + session.desktop.context("a desktop")?.number();
+        let client = orchestrator.client();
+        let user = client.credentials(held.id, &held.secret).await?.user;
+        let promises = plain::verify(&mut site, vmid, &user)?;
+        tell("it keeps the roles' promises");
+        let mut viewer = held.view(&lab, &desk, &orchestrator).await?;
+        until("XFCE runs", LOGIN, async || {
+            viewer.must_run()?;
+            let line = format!("pgrep -u {user} -x xfce4-panel || true");
+            Ok((!site.shell(vmid, &line)?.is_empty()).then_some(()))
+        })
+        .await?;
+        let still = Duration::from_secs(3);
+        let picture = desk.screen().still_picture(500, still, LOGIN).await?;
+        std::fs::create_dir_all(Lab::reports())?;
+        picture.save(&Lab::reports().join("plain.png"))?;
+        tell("XFCE is on the screen");
+
+        let again = Instant::now();
+        let address = session.rdp.context("ready without an address")?.address;
+        let changed = plain::run_again(&mut site, &lab, vmid, address.ip()).await?;
+        // Of a version that is newer than the machine's: what makes the roles run again.
+        ensure!(changed == ["Leave the stamp"], "{changed:?}");
+        let again = again.elapsed().as_secs();
+        tell("the playbook's second run changed nothing");
+
+        viewer.crash().await?;
+        let left = |s: &Session| s.phase == SessionPhase::Disconnected || s.phase.is_final();
+        held.until(&orchestrator, "it is seen that nobody is there", END, left)
+            .await?;
+        let ended = held.ended(&orchestrator).await?;
+        ensure!(
+            (ended.phase, ended.end_reason) == (SessionPhase::Ended, Some(EndReason::Idle)),
+            "{ended:?}"
+        );
+        let mut place = Place {
+            lab,
+            orchestrator,
+            site: Some(site),
+        };
+        let point = format!(
+            "a plain template, configured by Ansible after {configured} s, keeps {promises} promises and shows XFCE; the playbook's \
+             second run took {again} s and changed nothing"
+        );
+        self.shown(&mut place, &point, since)
+    }
+
+    /// `tests/ad-lab/verify.py`, which brings its own network and its own domain.
+    fn join(&mut self) -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("checks.json");
+        let since = Instant::now();
+        let status = Command::new("python3")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("ad-lab/verify.py"))
+            .arg("--image")
+            .arg(image_folder("MAYFLY_DESKTOP_IMAGE")?)
+            .arg("--work")
+            .arg(folder.path())
+            .arg("--report")
+            .arg(&file)
+            .status()
+            .context("starting python3")?;
+        if let Ok(checks) = std::fs::read(&file) {
+            self.join = serde_json::from_slice(&checks)?;
+        }
+        ensure!(status.success(), "verify.py: {status}");
+        let checks = self.join.as_array().map_or(0, Vec::len);
+        self.points.push(Point {
+            point: format!("{checks} checks of the domain join passed"),
+            ms: u64::try_from(since.elapsed().as_millis())?,
+            leftovers: Vec::new(),
+        });
+        Ok(())
     }
 
     fn shown(&mut self, place: &mut Place, point: &str, since: Instant) -> Result<()> {
