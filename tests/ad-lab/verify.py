@@ -151,6 +151,8 @@ class Desktop:
         return [
             *("-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self.work / known_hosts}"),
             *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-o", "HostKeyAlgorithms=ssh-ed25519"),
+            # A machine that died says nothing any more.
+            *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"),
             *("-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", f"ControlPath={self.work / known_hosts}.mux", "-o", "BatchMode=yes", "-i", str(self.key)),
         ]
 
@@ -520,10 +522,10 @@ def inside(options):
             administrators(desktop, domain, report)
             nothing_secret(desktop, domain, otp, report)
         finally:
-            if not report.passed() or sys.exc_info()[0]:
-                print(desktop.agent.shell("journalctl -b --no-pager -o short-monotonic")[-20000:], file=sys.stderr)
             if options.report:
                 options.report.write_text(json.dumps(report.checks, indent=1))
+            if not report.passed() or sys.exc_info()[0]:
+                print(desktop.agent.shell("journalctl -b --no-pager -o short-monotonic")[-20000:], file=sys.stderr)
     return 0 if report.passed() else 1
 
 

@@ -63,6 +63,8 @@ enum Part {
 
 /// Many desktops at once are ready within this, emulated.
 const MANY: Duration = Duration::from_secs(1800);
+/// The checks of a join take some minutes, and many more on a busy machine.
+const JOIN: Duration = Duration::from_secs(3600);
 /// A login over RDP shows XFCE within this, emulated, on a busy machine.
 const LOGIN: Duration = Duration::from_secs(600);
 
@@ -177,7 +179,7 @@ impl Soak {
             match part {
                 Part::Here => self.here(args.desktops).await,
                 Part::Site | Part::Plain => self.elsewhere(args, *part),
-                Part::Join => self.join(),
+                Part::Join => self.join().await,
                 Part::Chaos => {
                     let length = Duration::from_secs(args.minutes * 60);
                     self.chaos(length, seed).await
@@ -303,11 +305,11 @@ impl Soak {
     }
 
     /// `tests/ad-lab/verify.py`, which brings its own network and its own domain.
-    fn join(&mut self) -> Result<()> {
+    async fn join(&mut self) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("checks.json");
         let since = Instant::now();
-        let status = Command::new("python3")
+        let checks = tokio::process::Command::new("python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("ad-lab/verify.py"))
             .arg("--image")
             .arg(image_folder("MAYFLY_DESKTOP_IMAGE")?)
@@ -315,11 +317,15 @@ impl Soak {
             .arg(folder.path())
             .arg("--report")
             .arg(&file)
-            .status()
-            .context("starting python3")?;
+            .kill_on_drop(true)
+            .status();
+        let outcome = tokio::time::timeout(JOIN, checks).await;
         if let Ok(checks) = std::fs::read(&file) {
             self.join = serde_json::from_slice(&checks)?;
         }
+        let status = outcome
+            .with_context(|| format!("verify.py did not end within {} s", JOIN.as_secs()))?
+            .context("starting python3")?;
         ensure!(status.success(), "verify.py: {status}");
         let checks = self.join.as_array().map_or(0, Vec::len);
         self.points.push(Point {
