@@ -9,8 +9,8 @@ use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use jiff::Timestamp;
 use mayfly_api::{
-    DesktopName, EndReason, Failure, Problem, RdpEndpoint, Session, SessionId, SessionPhase, Stage,
-    StageName,
+    DesktopName, EndReason, Failure, Problem, RdpEndpoint, Session, SessionId, SessionPhase,
+    Setback, Stage, StageName, StageProgress,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -177,10 +177,10 @@ impl Record {
     }
 
     fn close_stage(&mut self, now: Timestamp) {
-        if let Some(stage) = self.stages.last_mut()
-            && stage.duration_ms.is_none()
-        {
-            stage.duration_ms = Some(ms_between(stage.started_at, now));
+        if let Some(stage) = self.stages.last_mut() {
+            stage.progress = None;
+            let took = ms_between(stage.started_at, now);
+            stage.duration_ms.get_or_insert(took);
         }
     }
 
@@ -191,7 +191,14 @@ impl Record {
             started_at: now,
             duration_ms: None,
             expected_ms: self.expected.stages.get(&name).copied(),
+            progress: None,
         });
+    }
+
+    fn at(&mut self, progress: Option<StageProgress>) {
+        if let Some(stage) = self.stages.last_mut() {
+            stage.progress = progress;
+        }
     }
 
     /// It gets a place and a desktop of that name.
@@ -205,7 +212,10 @@ impl Record {
         self.phase = SessionPhase::Preparing;
         self.queue_position = None;
         self.desktop = Some(Desktop::planned(name, now));
+        let before = self.stages.last_mut().and_then(|s| s.progress.take());
         self.begin(StageName::Creating, now);
+        // Why it is another one is told until there is more to tell of this one.
+        self.at(before.filter(|p| matches!(p, StageProgress::MadeAnew { .. })));
         Ok(())
     }
 
@@ -215,6 +225,28 @@ impl Record {
     /// Unless it is planned.
     pub fn creating(&mut self, name: DesktopName) -> Result<(), NotNow> {
         self.preparing(name)?.creating()
+    }
+
+    /// What making its machine is at; `None`: nothing to tell any more.
+    ///
+    /// # Errors
+    /// Unless it is being created, and that is new. Who adopts a run hears its words again: what was passed does not come back.
+    pub fn progressed(
+        &mut self,
+        name: DesktopName,
+        progress: Option<StageProgress>,
+    ) -> Result<(), NotNow> {
+        let phase = self.preparing(name)?.phase();
+        let before = self.stages.last().and_then(|s| s.progress.as_ref());
+        let news = match (before, &progress) {
+            (Some(before), Some(progress)) => rank(progress) > rank(before),
+            (before, progress) => before.is_some() != progress.is_some(),
+        };
+        if phase != DesktopPhase::Creating || !news {
+            return Err(NotNow);
+        }
+        self.at(progress);
+        Ok(())
     }
 
     /// Its machine was started.
@@ -390,7 +422,18 @@ impl Record {
     ///
     /// # Errors
     /// Unless it is being prepared.
-    pub fn remake(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
+    pub fn remake(
+        &mut self,
+        name: DesktopName,
+        because: Setback,
+        now: Timestamp,
+    ) -> Result<(), NotNow> {
+        self.give_up(name, now)?;
+        self.at(Some(StageProgress::MadeAnew { because }));
+        Ok(())
+    }
+
+    fn give_up(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
         let desktop = self.preparing(name)?;
         if desktop.claimed_at().is_some() {
             return Err(NotNow);
@@ -405,7 +448,8 @@ impl Record {
     /// # Errors
     /// Unless it is being prepared.
     pub fn requeue(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
-        self.remake(name, now)?;
+        self.give_up(name, now)?;
+        self.at(Some(StageProgress::NoRoom));
         self.phase = SessionPhase::Queued;
         if let Some(queued) = self.stages.last_mut() {
             queued.duration_ms = None;
@@ -498,5 +542,17 @@ impl Record {
     #[must_use]
     pub fn desktop_phase(&self) -> Option<DesktopPhase> {
         self.live_desktop().map(Desktop::phase)
+    }
+}
+
+/// How far making a machine has come, when it is at that.
+fn rank(progress: &StageProgress) -> (u8, u32) {
+    match progress {
+        StageProgress::NoRoom | StageProgress::MadeAnew { .. } | StageProgress::Unknown => (0, 0),
+        StageProgress::WaitingForStorage { place } => (1, u32::MAX - place),
+        StageProgress::Cloning => (2, 0),
+        StageProgress::WaitingForAddress => (3, 0),
+        StageProgress::FirstBoot => (4, 0),
+        StageProgress::Task { number, .. } => (5, *number),
     }
 }

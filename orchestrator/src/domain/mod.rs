@@ -14,6 +14,7 @@ mod directory;
 
 pub use directory::{Directory, DirectoryError};
 
+use crate::provider::news::News;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
     Section,
@@ -164,6 +165,10 @@ impl Provider for Member {
 
     fn is_followed(&self) -> bool {
         self.machines.is_followed()
+    }
+
+    fn news(&self) -> News {
+        self.machines.news()
     }
 
     async fn adopt(&self, name: DesktopName) -> Result<bool, ProviderError> {

@@ -449,11 +449,13 @@ fn read_desktop(row: &SqliteRow) -> Result<Desktop, StoreError> {
 
 fn read_stage(row: &SqliteRow) -> Result<Stage, StoreError> {
     let positive = |v: Option<i64>| v.and_then(|v| u64::try_from(v).ok());
+    let progress = row.try_get::<Option<String>, _>("progress")?;
     Ok(Stage {
         name: enumerated(row.try_get("name")?)?,
         started_at: time(row, "started_us")?,
         duration_ms: positive(row.try_get("duration_ms")?),
         expected_ms: positive(row.try_get("expected_ms")?),
+        progress: progress.as_deref().map(json).transpose()?,
     })
 }
 
@@ -554,7 +556,8 @@ async fn save_parts(db: &mut SqliteConnection, record: &Record) -> Result<(), St
         .await?;
     for (place, stage) in (0_i64..).zip(&record.stages) {
         sqlx::query(
-            "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms, progress)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.to_string())
         .bind(place)
@@ -562,6 +565,7 @@ async fn save_parts(db: &mut SqliteConnection, record: &Record) -> Result<(), St
         .bind(stage.started_at.as_microsecond())
         .bind(ms(stage.duration_ms))
         .bind(ms(stage.expected_ms))
+        .bind(stage.progress.as_ref().map(to_json).transpose()?)
         .execute(&mut *db)
         .await?;
     }
@@ -588,7 +592,7 @@ mod tests {
     use super::*;
     use crate::clock::{after, s};
     use crate::session::Origin;
-    use mayfly_api::{EndReason, StageName};
+    use mayfly_api::{EndReason, StageName, StageProgress};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -726,8 +730,10 @@ mod tests {
             .await
             .unwrap();
         let moved = store.renumber_queue(now()).await.unwrap();
-        assert_eq!(moved[0].view().queue_position, Some(1));
-        assert_eq!(moved[0].view().desktop, None);
+        let waits = moved[0].view();
+        assert_eq!(waits.queue_position, Some(1));
+        assert_eq!(waits.stages[0].progress, Some(StageProgress::NoRoom));
+        assert_eq!(waits.desktop, None);
         let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap();
         assert!(next(&[]).await.is_none(), "its desktop is being removed");
         let gone = |r: &mut Record| {
