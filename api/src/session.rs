@@ -342,7 +342,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn stage(progress: serde_json::Value) -> Stage {
+    fn stage(progress: &serde_json::Value) -> Stage {
         let stage =
             json!({"name": "creating", "started_at": "2026-01-01T00:00:00Z", "progress": progress});
         serde_json::from_value(stage).unwrap()
@@ -368,14 +368,14 @@ mod tests {
             ),
         ] {
             assert_eq!(serde_json::to_value(&progress).unwrap(), wire);
-            assert_eq!(stage(wire).progress, Some(progress));
+            assert_eq!(stage(&wire).progress, Some(progress));
         }
     }
 
     #[test]
     fn a_code_of_a_later_version_costs_nobody_the_session() {
-        let later = stage(json!({"code": "levitating", "height": 3}));
+        let later = stage(&json!({"code": "levitating", "height": 3}));
         assert_eq!(later.progress, Some(StageProgress::Unknown));
-        assert_eq!(stage(json!(null)).progress, None);
+        assert_eq!(stage(&json!(null)).progress, None);
     }
 }

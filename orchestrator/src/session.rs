@@ -556,3 +556,74 @@ fn rank(progress: &StageProgress) -> (u8, u32) {
         StageProgress::Task { number, .. } => (5, *number),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use StageProgress::{Cloning, FirstBoot, MadeAnew, WaitingForAddress, WaitingForStorage};
+
+    #[test]
+    fn what_was_passed_does_not_come_back_and_another_desktop_begins_with_why() {
+        let wish = Wish {
+            origin: Origin::V1,
+            template: "t".to_owned(),
+            provider: "p".to_owned(),
+            user: "user".to_owned(),
+            language: None,
+            time_zone: None,
+            keyboard: None,
+        };
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let limits = Limits::default();
+        let mut record =
+            Record::accepted(SessionId::new(), wish, Expected::default(), &limits, now);
+        let [first, second] = [1, 2].map(|n| DesktopName::from_number(n).unwrap());
+        let task = |number| StageProgress::Task {
+            number,
+            name: "x".to_owned(),
+        };
+        let at = |record: &Record| {
+            let (last, over) = record.stages.split_last().unwrap();
+            assert!(over.iter().all(|s| s.progress.is_none()), "{over:?}");
+            last.progress.clone()
+        };
+
+        record.plan(first, now).unwrap();
+        let early = record.progressed(first, Some(Cloning));
+        assert!(early.is_err(), "it is only planned");
+        record.creating(first).unwrap();
+        let story = [
+            WaitingForStorage { place: 2 },
+            WaitingForStorage { place: 1 },
+            Cloning,
+            WaitingForAddress,
+            FirstBoot,
+            task(1),
+            task(2),
+        ];
+        for progress in &story {
+            record.progressed(first, Some(progress.clone())).unwrap();
+            assert_eq!(at(&record).as_ref(), Some(progress));
+        }
+        for progress in story {
+            assert!(record.progressed(first, Some(progress)).is_err());
+        }
+        assert_eq!(at(&record), Some(task(2)));
+
+        let because = Setback::TookTooLong;
+        record.remake(first, because, now).unwrap();
+        assert!(record.progressed(first, Some(task(3))).is_err());
+        assert_eq!(at(&record), Some(MadeAnew { because }));
+        record.gone(first, now).unwrap();
+        record.plan(second, now).unwrap();
+        record.creating(second).unwrap();
+        assert_eq!(at(&record), Some(MadeAnew { because }));
+        record.progressed(second, Some(Cloning)).unwrap();
+        record.progressed(second, None).unwrap();
+        assert_eq!(at(&record), None);
+        record.progressed(second, Some(Cloning)).unwrap();
+        record.booting(second, now).unwrap();
+        assert_eq!(at(&record), None);
+        assert!(record.progressed(second, Some(task(1))).is_err());
+    }
+}

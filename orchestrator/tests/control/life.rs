@@ -7,7 +7,7 @@ use mayfly_api::{
     SessionEvent, SessionPhase, Setback, StageName, StageProgress,
 };
 use mayfly_orchestrator::config::Limits;
-use mayfly_orchestrator::desktop::DesktopPhase;
+use mayfly_orchestrator::desktop::{Desktop, DesktopPhase};
 use mayfly_orchestrator::provider::simulated::{Fault, SimulatedConfig};
 use mayfly_orchestrator::provider::{MachineState, Provider};
 use std::time::Duration;
@@ -264,7 +264,10 @@ async fn what_making_a_desktop_is_at_is_told_at_most_once_a_second_and_the_last_
     let desktop = until("it is created", async || {
         let record = house.control.shared.store.get(mine.id).await.unwrap()?;
         let creating = record.desktop_phase() == Some(DesktopPhase::Creating);
-        record.live_desktop().filter(|_| creating).map(|d| d.name())
+        record
+            .live_desktop()
+            .filter(|_| creating)
+            .map(Desktop::name)
     })
     .await;
     let news = house.machines.news();
@@ -279,9 +282,6 @@ async fn what_making_a_desktop_is_at_is_told_at_most_once_a_second_and_the_last_
     // Faster than anybody reads, until the machine is made.
     while house.machines.state(desktop).await.unwrap() != MachineState::Running {
         number += 1;
-        tell(task(number));
-        // As who adopts a run hears it from its beginning.
-        tell(StageProgress::Cloning);
         tell(task(number));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
