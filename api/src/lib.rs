@@ -16,5 +16,5 @@ pub use id::{DesktopName, SessionId};
 pub use problem::{Problem, ProblemCode};
 pub use session::{
     CreateSession, Created, Credentials, EndReason, Failure, Heartbeat, Keep, RdpClientState,
-    RdpEndpoint, Session, SessionEvent, SessionPhase, Stage, StageName,
+    RdpEndpoint, Session, SessionEvent, SessionPhase, Setback, Stage, StageName, StageProgress,
 };

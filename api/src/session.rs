@@ -129,6 +129,54 @@ impl StageName {
     ];
 }
 
+/// Why a half-made desktop was given up for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Setback {
+    /// The orchestrator was stopped while it made it.
+    Interrupted,
+    /// Something else was in the way for a moment, such as a lock.
+    InTheWay,
+    /// It made no progress for too long.
+    TookTooLong,
+}
+
+/// What a stage is at: codes with their data. Words for people are in the launcher's catalogue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum StageProgress {
+    /// It waits again: there was no room for its desktop.
+    NoRoom,
+    /// Its desktop was given up, and another is made.
+    MadeAnew {
+        /// Why.
+        because: Setback,
+    },
+    /// It waits until its storage takes another clone.
+    WaitingForStorage {
+        /// Its place among those that wait, from 1.
+        place: u32,
+    },
+    /// The template is cloned.
+    Cloning,
+    /// The machine runs, and has told no address yet.
+    WaitingForAddress,
+    /// A plain template's first boot, which ends before the machine can be configured.
+    FirstBoot,
+    /// A task of the playbook that configures the machine.
+    Task {
+        /// How many there were, with it. How many there will be nobody knows: playbooks include others on the way.
+        number: u32,
+        /// Its name, in the playbook's own words.
+        name: String,
+    },
+    /// A code of a later version: there is nothing to say.
+    #[serde(other)]
+    Unknown,
+}
+
 /// A stage with its times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -144,6 +192,9 @@ pub struct Stage {
     /// Median of the last runs of this stage, in milliseconds; absent without history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_ms: Option<u64>,
+    /// What it is at, where more than its name is known; only of the last stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<StageProgress>,
 }
 
 /// Where and how to connect.
@@ -284,4 +335,47 @@ pub struct Heartbeat {
 pub struct Keep {
     /// From now, in seconds; at most 3600 a call.
     pub seconds: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn stage(progress: &serde_json::Value) -> Stage {
+        let stage =
+            json!({"name": "creating", "started_at": "2026-01-01T00:00:00Z", "progress": progress});
+        serde_json::from_value(stage).unwrap()
+    }
+
+    #[test]
+    fn progress_is_a_code_with_its_data() {
+        let task = StageProgress::Task {
+            number: 4,
+            name: "Install packages".to_owned(),
+        };
+        for (progress, wire) in [
+            (StageProgress::Cloning, json!({"code": "cloning"})),
+            (
+                StageProgress::MadeAnew {
+                    because: Setback::InTheWay,
+                },
+                json!({"code": "made_anew", "because": "in_the_way"}),
+            ),
+            (
+                task,
+                json!({"code": "task", "number": 4, "name": "Install packages"}),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(&progress).unwrap(), wire);
+            assert_eq!(stage(&wire).progress, Some(progress));
+        }
+    }
+
+    #[test]
+    fn a_code_of_a_later_version_costs_nobody_the_session() {
+        let later = stage(&json!({"code": "levitating", "height": 3}));
+        assert_eq!(later.progress, Some(StageProgress::Unknown));
+        assert_eq!(stage(&json!(null)).progress, None);
+    }
 }

@@ -11,7 +11,7 @@ use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase};
 use crate::session::{Origin, Record};
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionPhase, StageName};
+use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionPhase, Setback, StageName};
 use std::time::Duration;
 
 /// Evidence older than this says nothing: the agent reports every 2 s.
@@ -189,8 +189,8 @@ pub enum Action {
     End(EndReason),
     /// Commit the failure.
     Fail(Problem),
-    /// Commit that the half-made desktop is replaced, and why.
-    Remake(String),
+    /// Commit that the half-made desktop is replaced, and why: for the person, and in words for the log.
+    Remake(Setback, String),
     /// Commit that it is removed and its session waits again, since there is no room for it.
     Requeue(String),
     /// Commit that the desktop could not be removed.
@@ -365,9 +365,9 @@ fn prepare(
     ) {
         return earlier(remove(desktop, facts, now), Some(timeout));
     }
-    let again = |code, why: String| {
+    let again = |setback, code, why: String| {
         if facts.remade < REMAKES {
-            Action::Remake(why)
+            Action::Remake(setback, why)
         } else {
             Action::Fail(Problem::new(code, why))
         }
@@ -383,7 +383,9 @@ fn prepare(
     match &facts.failed {
         Some(Failed::ForGood(problem)) => return Action::Fail(problem.clone()),
         Some(Failed::NoRoom(why)) => return Action::Requeue(why.clone()),
-        Some(Failed::InTheWay(why)) => return again(ProblemCode::CreateFailed, why.clone()),
+        Some(Failed::InTheWay(why)) => {
+            return again(Setback::InTheWay, ProblemCode::CreateFailed, why.clone());
+        }
         None => {}
     }
     if let Some(reason) = &facts.lost {
@@ -398,7 +400,7 @@ fn prepare(
         && now >= end
     {
         let why = format!("{} made no progress for {limit} s ({key})", facts.name);
-        return again(ProblemCode::TimedOut, why);
+        return again(Setback::TookTooLong, ProblemCode::TimedOut, why);
     }
     let wait = Action::Wait(earliest(&[Some(timeout), stage_end]));
     match (desktop.phase(), facts.progress) {
@@ -410,7 +412,9 @@ fn prepare(
         (DesktopPhase::Creating, Progress::Untouched) if !facts.not_adopted => {
             Action::Start(Op::Adopt)
         }
-        (_, Progress::Untouched) => Action::Remake("it was interrupted".to_owned()),
+        (_, Progress::Untouched) => {
+            Action::Remake(Setback::Interrupted, "it was interrupted".to_owned())
+        }
         (DesktopPhase::Creating, _) => Action::Booting,
         (DesktopPhase::Booting, Progress::Made) => Action::Start(Op::Bootstrap),
         (DesktopPhase::Booting, _) => Action::Configuring,

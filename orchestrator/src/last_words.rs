@@ -283,7 +283,7 @@ mod tests {
     use crate::config::Limits;
     use crate::session::{Expected, Origin, Wish};
     use jiff::Timestamp;
-    use mayfly_api::{Problem, ProblemCode};
+    use mayfly_api::{Problem, ProblemCode, Setback};
 
     fn section(title: &'static str, text: impl Into<String>) -> Section {
         Section {
@@ -346,7 +346,7 @@ mod tests {
             ended.end(reason, now).unwrap();
             assert!(!are_wanted(&ended, &broken), "{reason:?}");
         }
-        made.remake(name, now).unwrap();
+        made.remake(name, Setback::InTheWay, now).unwrap();
         assert!(are_wanted(&made, &broken), "replaced because it failed");
         assert!(!are_wanted(&made, &fine), "replaced after an interruption");
         let hung = Facts {

@@ -8,6 +8,7 @@
 use crate::process;
 use crate::provider::Section;
 use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
+use mayfly_api::StageProgress;
 use secrecy::{ExposeSecret, SecretString};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KILL: Duration = Duration::from_secs(15);
 /// How much of a run's output is kept, in bytes.
 const OUTPUT: u64 = 4 << 20;
+/// Characters of a task's name that a person is shown.
+const NAME: usize = 100;
 /// Names the run's folder in the environment of all of its processes.
 const MARK: &str = "MAYFLY_RUN";
 
@@ -31,6 +34,8 @@ const MARK: &str = "MAYFLY_RUN";
 pub(crate) struct Language {
     /// What a line says for a log, if anything.
     pub(crate) progress: fn(&str) -> Option<String>,
+    /// What a line says for the person who waits, if anything.
+    pub(crate) stage: fn(&str) -> Option<StageProgress>,
     /// Why it failed, from all that it said.
     pub(crate) failure: fn(&str) -> String,
     /// All that it said, for people.
@@ -118,15 +123,17 @@ impl Run {
         said
     }
 
-    /// Waits for its end. All that it said if it succeeded, or why it failed, without these secrets.
+    /// Waits for its end. All that it said if it succeeded, or why it failed, without these secrets. What it is at is told on the
+    /// way, from its first line on.
     pub(crate) async fn wait(
         &self,
         language: Language,
         secrets: &[SecretString],
+        told: impl Fn(StageProgress) + Sync,
     ) -> Result<String, String> {
         let supervised = Supervised::at(&self.folder);
         let begin = Instant::now();
-        let mut told = 0;
+        let mut read = 0;
         let exit = loop {
             match supervised.status() {
                 Status::Exited(exit) => break exit,
@@ -138,11 +145,11 @@ impl Run {
                 Status::Lost => return Err("its supervisor was killed".to_owned()),
                 Status::Running => {}
             }
-            self.tell(language, secrets, &supervised.output(), &mut told);
+            self.tell(language, secrets, &supervised.output(), &mut read, &told);
             tokio::time::sleep(LOOK).await;
         };
         let output = supervised.output();
-        self.tell(language, secrets, &output, &mut told);
+        self.tell(language, secrets, &output, &mut read, &told);
         let words = || redacted(&(language.failure)(&output), secrets);
         match exit {
             Exit {
@@ -166,16 +173,31 @@ impl Run {
         }
     }
 
-    /// Logs what is new.
-    fn tell(&self, language: Language, secrets: &[SecretString], output: &str, told: &mut usize) {
-        for line in output.lines().skip(*told) {
+    /// Logs and tells what is new.
+    fn tell(
+        &self,
+        language: Language,
+        secrets: &[SecretString],
+        output: &str,
+        read: &mut usize,
+        told: &(impl Fn(StageProgress) + Sync),
+    ) {
+        for line in output.lines().skip(*read) {
             if let Some(words) = (language.progress)(line) {
                 let words = redacted(&words, secrets);
                 tracing::info!(run = %self.folder.display(), "{words}");
             }
+            match (language.stage)(line) {
+                Some(StageProgress::Task { number, name }) => {
+                    let name = redacted(&name, secrets).chars().take(NAME).collect();
+                    told(StageProgress::Task { number, name });
+                }
+                Some(progress) => told(progress),
+                None => {}
+            }
         }
         // The last line may be half of one.
-        *told = output.matches('\n').count().max(*told);
+        *read = output.matches('\n').count().max(*read);
     }
 
     /// Ends it, if it runs: one SIGINT to its group, patience, then every process of it is killed. `true` if there was one.

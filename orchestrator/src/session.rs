@@ -9,8 +9,8 @@ use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use jiff::Timestamp;
 use mayfly_api::{
-    DesktopName, EndReason, Failure, Problem, RdpEndpoint, Session, SessionId, SessionPhase, Stage,
-    StageName,
+    DesktopName, EndReason, Failure, Problem, RdpEndpoint, Session, SessionId, SessionPhase,
+    Setback, Stage, StageName, StageProgress,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -177,10 +177,10 @@ impl Record {
     }
 
     fn close_stage(&mut self, now: Timestamp) {
-        if let Some(stage) = self.stages.last_mut()
-            && stage.duration_ms.is_none()
-        {
-            stage.duration_ms = Some(ms_between(stage.started_at, now));
+        if let Some(stage) = self.stages.last_mut() {
+            stage.progress = None;
+            let took = ms_between(stage.started_at, now);
+            stage.duration_ms.get_or_insert(took);
         }
     }
 
@@ -191,7 +191,14 @@ impl Record {
             started_at: now,
             duration_ms: None,
             expected_ms: self.expected.stages.get(&name).copied(),
+            progress: None,
         });
+    }
+
+    fn at(&mut self, progress: Option<StageProgress>) {
+        if let Some(stage) = self.stages.last_mut() {
+            stage.progress = progress;
+        }
     }
 
     /// It gets a place and a desktop of that name.
@@ -205,7 +212,10 @@ impl Record {
         self.phase = SessionPhase::Preparing;
         self.queue_position = None;
         self.desktop = Some(Desktop::planned(name, now));
+        let before = self.stages.last_mut().and_then(|s| s.progress.take());
         self.begin(StageName::Creating, now);
+        // Why it is another one is told until there is more to tell of this one.
+        self.at(before.filter(|p| matches!(p, StageProgress::MadeAnew { .. })));
         Ok(())
     }
 
@@ -215,6 +225,28 @@ impl Record {
     /// Unless it is planned.
     pub fn creating(&mut self, name: DesktopName) -> Result<(), NotNow> {
         self.preparing(name)?.creating()
+    }
+
+    /// What making its machine is at; `None`: nothing to tell any more.
+    ///
+    /// # Errors
+    /// Unless it is being created, and that is new. Who adopts a run hears its words again: what was passed does not come back.
+    pub fn progressed(
+        &mut self,
+        name: DesktopName,
+        progress: Option<StageProgress>,
+    ) -> Result<(), NotNow> {
+        let phase = self.preparing(name)?.phase();
+        let before = self.stages.last().and_then(|s| s.progress.as_ref());
+        let news = match (before, &progress) {
+            (Some(before), Some(progress)) => rank(progress) > rank(before),
+            (before, progress) => before.is_some() != progress.is_some(),
+        };
+        if phase != DesktopPhase::Creating || !news {
+            return Err(NotNow);
+        }
+        self.at(progress);
+        Ok(())
     }
 
     /// Its machine was started.
@@ -390,7 +422,18 @@ impl Record {
     ///
     /// # Errors
     /// Unless it is being prepared.
-    pub fn remake(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
+    pub fn remake(
+        &mut self,
+        name: DesktopName,
+        because: Setback,
+        now: Timestamp,
+    ) -> Result<(), NotNow> {
+        self.give_up(name, now)?;
+        self.at(Some(StageProgress::MadeAnew { because }));
+        Ok(())
+    }
+
+    fn give_up(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
         let desktop = self.preparing(name)?;
         if desktop.claimed_at().is_some() {
             return Err(NotNow);
@@ -405,7 +448,8 @@ impl Record {
     /// # Errors
     /// Unless it is being prepared.
     pub fn requeue(&mut self, name: DesktopName, now: Timestamp) -> Result<(), NotNow> {
-        self.remake(name, now)?;
+        self.give_up(name, now)?;
+        self.at(Some(StageProgress::NoRoom));
         self.phase = SessionPhase::Queued;
         if let Some(queued) = self.stages.last_mut() {
             queued.duration_ms = None;
@@ -505,5 +549,88 @@ impl Record {
     #[must_use]
     pub fn desktop_phase(&self) -> Option<DesktopPhase> {
         self.live_desktop().map(Desktop::phase)
+    }
+}
+
+/// How far making a machine has come, when it is at that.
+fn rank(progress: &StageProgress) -> (u8, u32) {
+    match progress {
+        StageProgress::NoRoom | StageProgress::MadeAnew { .. } | StageProgress::Unknown => (0, 0),
+        StageProgress::WaitingForStorage { place } => (1, u32::MAX - place),
+        StageProgress::Cloning => (2, 0),
+        StageProgress::WaitingForAddress => (3, 0),
+        StageProgress::FirstBoot => (4, 0),
+        StageProgress::Task { number, .. } => (5, *number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use StageProgress::{Cloning, FirstBoot, MadeAnew, WaitingForAddress, WaitingForStorage};
+
+    #[test]
+    fn what_was_passed_does_not_come_back_and_another_desktop_begins_with_why() {
+        let wish = Wish {
+            origin: Origin::V1,
+            template: "t".to_owned(),
+            provider: "p".to_owned(),
+            user: "user".to_owned(),
+            language: None,
+            time_zone: None,
+            keyboard: None,
+        };
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let limits = Limits::default();
+        let mut record =
+            Record::accepted(SessionId::new(), wish, Expected::default(), &limits, now);
+        let [first, second] = [1, 2].map(|n| DesktopName::from_number(n).unwrap());
+        let task = |number| StageProgress::Task {
+            number,
+            name: "x".to_owned(),
+        };
+        let at = |record: &Record| {
+            let (last, over) = record.stages.split_last().unwrap();
+            assert!(over.iter().all(|s| s.progress.is_none()), "{over:?}");
+            last.progress.clone()
+        };
+
+        record.plan(first, now).unwrap();
+        let early = record.progressed(first, Some(Cloning));
+        assert!(early.is_err(), "it is only planned");
+        record.creating(first).unwrap();
+        let story = [
+            WaitingForStorage { place: 2 },
+            WaitingForStorage { place: 1 },
+            Cloning,
+            WaitingForAddress,
+            FirstBoot,
+            task(1),
+            task(2),
+        ];
+        for progress in &story {
+            record.progressed(first, Some(progress.clone())).unwrap();
+            assert_eq!(at(&record).as_ref(), Some(progress));
+        }
+        for progress in story {
+            assert!(record.progressed(first, Some(progress)).is_err());
+        }
+        assert_eq!(at(&record), Some(task(2)));
+
+        let because = Setback::TookTooLong;
+        record.remake(first, because, now).unwrap();
+        assert!(record.progressed(first, Some(task(3))).is_err());
+        assert_eq!(at(&record), Some(MadeAnew { because }));
+        record.gone(first, now).unwrap();
+        record.plan(second, now).unwrap();
+        record.creating(second).unwrap();
+        assert_eq!(at(&record), Some(MadeAnew { because }));
+        record.progressed(second, Some(Cloning)).unwrap();
+        record.progressed(second, None).unwrap();
+        assert_eq!(at(&record), None);
+        record.progressed(second, Some(Cloning)).unwrap();
+        record.booting(second, now).unwrap();
+        assert_eq!(at(&record), None);
+        assert!(record.progressed(second, Some(task(1))).is_err());
     }
 }

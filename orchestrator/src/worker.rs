@@ -10,13 +10,16 @@ use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress,
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::failpoints::around;
 use crate::last_words;
+use crate::provider::news::Listener;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
 use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
 use mayfly_api::agent::{self, Bootstrap, FromAgent, ToAgent};
-use mayfly_api::{DesktopName, EndReason, Problem, ProblemCode, SessionId, SessionPhase};
+use mayfly_api::{
+    DesktopName, EndReason, Problem, ProblemCode, SessionId, SessionPhase, StageProgress,
+};
 use secrecy::ExposeSecret;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +83,8 @@ struct Worker {
     signal: mpsc::Sender<(DesktopName, Signal)>,
     /// The operation under way; aborted when dropped.
     operation: JoinSet<(Op, Result<(), Failed>)>,
+    /// What making the machine is at.
+    news: Listener,
     /// The tasks that follow the machine; aborted when dropped.
     companions: JoinSet<()>,
     to_agent: mpsc::Sender<ToAgent>,
@@ -98,6 +103,7 @@ impl Worker {
             facts: None,
             signal,
             operation: JoinSet::new(),
+            news: Listener::default(),
             companions: JoinSet::new(),
             to_agent: mpsc::channel(1).0,
             remade: 0,
@@ -180,7 +186,14 @@ impl Worker {
             () = self.shared.stopping.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
             Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
-            Some(done) = self.operation.join_next() => self.done(done),
+            progress = self.news.next() => self.progressed(progress).await?,
+            Some(done) = self.operation.join_next() => {
+                self.done(done);
+                // Before its stage is over.
+                if let Some(last) = self.news.unheard() {
+                    self.progressed(Some(last)).await?;
+                }
+            }
             () = self.shared.clock.sleep_until(until) => {}
         }
         Ok(Next::Again)
@@ -291,6 +304,21 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells what making the machine is at.
+    async fn progressed(&self, progress: Option<StageProgress>) -> Result<(), StoreError> {
+        if let Some(name) = self.facts.as_ref().map(|facts| facts.name) {
+            self.shared
+                .update(self.id, move |record| {
+                    match record.progressed(name, progress) {
+                        Ok(()) => Change::Told,
+                        Err(NotNow) => Change::Nothing,
+                    }
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn note_activity(&self, now: Timestamp) -> Result<(), StoreError> {
         self.shared
             .update(self.id, move |record| {
@@ -382,10 +410,10 @@ impl Worker {
                 self.commit(Change::Told, move |r| r.fail(problem, now))
                     .await?;
             }
-            Action::Remake(reason) => {
+            Action::Remake(setback, reason) => {
                 warn!(session = %self.id, desktop = %name, reason, "another replaces it");
                 if self
-                    .commit(Change::Told, move |r| r.remake(name, now))
+                    .commit(Change::Told, move |r| r.remake(name, setback, now))
                     .await?
                 {
                     self.remade += 1;
@@ -456,6 +484,9 @@ impl Worker {
         facts.busy = Some(op);
         let name = facts.name;
         let provider = provider.clone();
+        if matches!(op, Op::Create | Op::Adopt) {
+            self.news = provider.news().follow(name);
+        }
         debug!(session = %self.id, desktop = %name, ?op, "starts");
         match op {
             Op::Create => {

@@ -155,6 +155,8 @@ pub enum Screen {
     Progress {
         /// The stage's words.
         headline: Message,
+        /// What the stage is at, where more is known; may change every second.
+        detail: Option<Message>,
         /// All stages.
         stages: Vec<StageView>,
         /// Part done, 0 to 1, never going back.

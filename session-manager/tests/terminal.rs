@@ -8,6 +8,7 @@ use mayfly_api::SessionPhase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::{Output, Stdio};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use world::{FakeClient, Making, Orchestrator, PATIENCE};
 
@@ -118,6 +119,27 @@ async fn ctrl_c_destroys_while_preparing_and_in_use() {
         assert_eq!(code, 130, "{making:?}: {words}");
         assert_eq!(desk.orchestrator.destroys(), 1, "{making:?}: {words}");
     }
+}
+
+#[tokio::test]
+async fn what_a_step_is_at_is_told_with_it() {
+    let desk = Desk::new(Making::Stuck).await;
+    let mut child = desk.connect(&[]);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let told = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line == "Starting the machine · Waiting for its network address" {
+                return;
+            }
+        }
+        panic!("it ended");
+    };
+    let in_time = tokio::time::timeout(PATIENCE, told).await;
+    assert!(in_time.is_ok(), "it was not told");
+    signal(&child, Signal::SIGINT);
+    let last = async { while lines.next_line().await.unwrap().is_some() {} };
+    last.await;
+    assert_eq!(child.wait().await.unwrap().code(), Some(130));
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
-use mayfly_api::{CreateSession, DesktopName, EndReason, SessionId, SessionPhase, StageName};
+use mayfly_api::{
+    CreateSession, DesktopName, EndReason, SessionId, SessionPhase, Setback, StageName,
+    StageProgress,
+};
 use mayfly_orchestrator::agents::{Agents, AgentsConfig, Callers};
 use mayfly_orchestrator::config::Config;
 use mayfly_orchestrator::domain::{self, DomainConfig, Member};
@@ -16,6 +19,7 @@ use mayfly_orchestrator::provider::terraform::{self, Parts, STEPS, Terraform};
 use mayfly_orchestrator::provider::{CheckStatus, DesktopSpec, Provider, ProviderError, Steps};
 use mayfly_orchestrator::pve::preflight::{self, Rest, Wanted};
 use mayfly_orchestrator::secret::Secrets;
+use mayfly_orchestrator::store::Store;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_tests::kills::{self, Scene, Step, Victim};
@@ -31,6 +35,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// What is told of a desktop that nothing holds up.
+const MADE: [StageProgress; 2] = [StageProgress::Cloning, StageProgress::WaitingForAddress];
 
 /// A site, and an orchestrator with a template on it.
 struct Here {
@@ -73,6 +80,19 @@ impl Here {
         log.matches("not removed; trying again").count()
     }
 
+    /// What the session's events said of its stages, each word once.
+    async fn told(&self, held: &Held) -> Result<Vec<StageProgress>> {
+        let store = SqliteStore::open_to_read(&self.lab.path("state/mayfly.db")).await?;
+        let events = store.events_after(held.id, 0).await?;
+        store.close().await;
+        let mut told: Vec<_> = events
+            .iter()
+            .filter_map(|e| e.session.stages.last()?.progress.clone())
+            .collect();
+        told.dedup();
+        Ok(told)
+    }
+
     async fn nothing_is_left(&mut self) -> Result<()> {
         self.site.nothing_is_left(&self.lab).await
     }
@@ -90,6 +110,7 @@ fn a_desktop_is_made_used_and_gone() -> Result<()> {
         let session = held.ready(&here.orchestrator).await?;
         let stages: Vec<StageName> = session.stages.iter().map(|s| s.name).collect();
         assert_eq!(stages, StageName::CREATE);
+        assert_eq!(here.told(&held).await?, MADE);
         let name = session.desktop.context("a desktop")?;
         let machines = here.site.machines()?;
         assert_eq!(machines.len(), 1, "{machines:?}");
@@ -172,6 +193,13 @@ fn three_at_once_are_spread_and_share_nothing() -> Result<()> {
             let session = one.ready(&here.orchestrator).await?;
             addresses.push(session.rdp.context("an address")?.address);
         }
+        let mut waited = 0;
+        for one in &held {
+            let told = here.told(one).await?;
+            ensure!(told.ends_with(&MADE), "{told:?}");
+            waited += u32::from(told[0] == StageProgress::WaitingForStorage { place: 1 });
+        }
+        assert_eq!(waited, 1, "two are cloned at a time");
         they_do_not_reach_each_other(&mut here, &addresses).await?;
         addresses.sort_unstable();
         addresses.dedup();
@@ -270,6 +298,7 @@ fn an_orchestrator_killed_while_terraform_runs_takes_up_the_run() -> Result<()> 
             here.orchestrator.start_again(&here.lab).await?;
             let session = held.ready(&here.orchestrator).await?;
             assert_eq!(session.desktop, before, "the same desktop");
+            assert_eq!(here.told(&held).await?[0], StageProgress::Cloning);
             here.orchestrator
                 .client()
                 .destroy(held.id, &held.secret)
@@ -685,6 +714,10 @@ fn a_lock_that_is_held_too_long_reaches_nobody() -> Result<()> {
         let session = held.ready(&here.orchestrator).await?;
         let name = session.desktop.context("a desktop")?;
         ensure!(name.number() > 1, "nothing was in the way of {name}");
+        let because = Setback::InTheWay;
+        let told = here.told(&held).await?;
+        let anew = StageProgress::MadeAnew { because };
+        ensure!(told.contains(&anew), "{told:?}");
         held.destroyed(&here.orchestrator).await?;
         here.nothing_is_left().await
     })
@@ -710,6 +743,7 @@ fn without_room_a_session_waits_in_the_queue() -> Result<()> {
         assert_eq!(here.site.machines()?.len(), 1);
         first.destroyed(&here.orchestrator).await?;
         second.ready(&here.orchestrator).await?;
+        assert_eq!(here.told(&second).await?[0], StageProgress::NoRoom);
         second.destroyed(&here.orchestrator).await?;
         here.nothing_is_left().await
     })

@@ -10,7 +10,11 @@ export function announcement(screen: Screen, words: Words): string {
   switch (screen.screen) {
     case 'home':
       return screen.notice ? words.tell(screen.notice) : '';
-    case 'progress':
+    case 'progress': {
+      // A playbook's tasks come by the dozen; where they are is to be read, and the headline says what goes on.
+      const detail = screen.detail?.id === 'detail-task' ? null : screen.detail;
+      return [screen.headline, detail, screen.hint].flatMap((m) => (m ? [words.tell(m)] : [])).join(' ');
+    }
     case 'in_use':
       return [screen.headline, screen.hint].flatMap((m) => (m ? [words.tell(m)] : [])).join(' ');
     case 'countdown': {

@@ -28,6 +28,7 @@ export const screens = {
   progress: {
     screen: 'progress',
     headline: message('stage-booting'),
+    detail: message('detail-cloning'),
     stages,
     fraction: 0.42,
     elapsed_ms: 8140,

@@ -57,6 +57,22 @@ test('the bar tells its value', async () => {
   expect(getByRole('progressbar').getAttribute('aria-valuenow')).toBe('100');
 });
 
+test('what a step is at is read where it stands, and heard unless it is one of many tasks', async () => {
+  const { container, show } = await open({ ...screens.progress, detail: null, hint: null });
+  const region = container.querySelector('[data-announcement]')!;
+  const read = () => container.querySelector('.detail')?.textContent;
+  expect(read()).toBe('');
+  await show({ ...screens.progress, detail: { id: 'detail-storage', args: { place: 2 } }, hint: null });
+  expect(read()).toBe('Waiting for the storage, number 2 in line');
+  expect(region.textContent).toBe('Starting the machine Waiting for the storage, number 2 in line');
+  for (const number of [1, 2]) {
+    const detail = { id: 'detail-task', args: { number, name: 'Install packages' } };
+    await show({ ...screens.progress, detail, hint: null });
+    expect(read()).toBe(`Task ${number}: Install packages`);
+    expect(region.textContent).toBe('Starting the machine');
+  }
+});
+
 test('elapsed time runs on between two words of the launcher', async () => {
   vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
   try {

@@ -1,6 +1,7 @@
 //! What a playbook says through our callback plugin (`ansible/plugins/callback/mayfly.py`): one JSON object a line. Pure.
 
 use crate::run::one_line;
+use mayfly_api::StageProgress;
 use serde::Deserialize;
 
 /// One line.
@@ -40,6 +41,17 @@ pub(super) fn progress(line: &str) -> Option<String> {
         Said::Failed { task, reason } => Some(failed(&task, &reason)),
         Said::Done { .. } => None,
     }
+}
+
+/// What a line says for the person who waits.
+pub(super) fn stage(line: &str) -> Option<StageProgress> {
+    let Said::Task { name, number } = read(line)? else {
+        return None;
+    };
+    Some(StageProgress::Task {
+        number,
+        name: one_line(&name),
+    })
 }
 
 /// Why a run failed, from all that it said: the task that failed last, or Ansible's own error, and the task that was begun since.
@@ -99,6 +111,20 @@ mod tests {
         assert_eq!(progress(TASK).unwrap(), "task 4: Install packages");
         for nothing in [DONE, WARNING, "{", "", r#"{"mayfly":"other"}"#] {
             assert_eq!(progress(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_task_is_told_in_one_line() {
+        let task = |number, name: &str| {
+            let name = name.to_owned();
+            Some(StageProgress::Task { number, name })
+        };
+        assert_eq!(stage(TASK), task(4, "Install packages"));
+        let lines = NEXT.replace("the", r"\n  the");
+        assert_eq!(stage(&lines), task(5, "Leave the stamp"));
+        for nothing in [FAILED, DONE, WARNING, ""] {
+            assert_eq!(stage(nothing), None, "{nothing}");
         }
     }
 

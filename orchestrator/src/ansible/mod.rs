@@ -13,6 +13,7 @@ mod events;
 mod playbook;
 
 use crate::clock::s;
+use crate::provider::news::News;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, Locks, MachineState, Provider,
     ProviderError, Section, SshServer, Steps, lock_of,
@@ -21,8 +22,8 @@ use crate::run::{Language, Run, one_line};
 use crate::secret::Secrets;
 use anyhow::Context;
 use async_trait::async_trait;
-use mayfly_api::DesktopName;
 use mayfly_api::agent::Bootstrap;
+use mayfly_api::{DesktopName, StageProgress};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -83,6 +84,7 @@ pub const STEPS: [&str; 6] = [
 /// How playbooks talk.
 const LANGUAGE: Language = Language {
     progress: events::progress,
+    stage: events::stage,
     failure: events::failure,
     words: str::to_owned,
 };
@@ -96,6 +98,8 @@ pub struct Ansible {
     secrets: Arc<Secrets>,
     folder: PathBuf,
     steps: Steps,
+    /// The machines' own, so that both tell one story.
+    news: News,
     locks: Locks,
 }
 
@@ -120,6 +124,7 @@ impl Ansible {
             .create(&folder)
             .with_context(|| format!("{} cannot be made", folder.display()))?;
         Ok(Self {
+            news: machines.news(),
             machines,
             config,
             playbooks,
@@ -197,7 +202,10 @@ impl Ansible {
         let server = loop {
             let why = match self.machines.ssh(name).await {
                 Ok(server) => break server,
-                Err(ProviderError::NotYet(why)) => why,
+                Err(ProviderError::NotYet(why)) => {
+                    self.news.tell(name, Some(StageProgress::FirstBoot));
+                    why
+                }
                 Err(error) => return Err(error),
             };
             if begin.elapsed() >= timeout {
@@ -228,7 +236,8 @@ impl Ansible {
     /// Waits for the end of a playbook that was started.
     async fn configured(&self, name: DesktopName, playbook: &Path) -> Result<(), ProviderError> {
         let run = self.run(name);
-        let said = run.wait(LANGUAGE, &self.secrets_of(name)?).await;
+        let told = |progress| self.news.tell(name, Some(progress));
+        let said = run.wait(LANGUAGE, &self.secrets_of(name)?, told).await;
         // The connection that all tasks shared, and then the key.
         run.end().await.map_err(ProviderError::Failed)?;
         let work = playbook::work(&run);
@@ -277,6 +286,10 @@ impl Provider for Ansible {
 
     fn is_followed(&self) -> bool {
         self.machines.is_followed()
+    }
+
+    fn news(&self) -> News {
+        self.news.clone()
     }
 
     async fn adopt(&self, name: DesktopName) -> Result<bool, ProviderError> {

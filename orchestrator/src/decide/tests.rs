@@ -258,8 +258,8 @@ impl Model {
             Action::Presence(n) => record.presence(n, &limits, now).unwrap(),
             Action::Warn { .. } => facts.warned += 1,
             Action::Fail(problem) => record.fail(problem, now).unwrap(),
-            Action::Remake(_) => {
-                record.remake(name, now).unwrap();
+            Action::Remake(setback, _) => {
+                record.remake(name, setback, now).unwrap();
                 self.remade += 1;
             }
             Action::Requeue(_) => record.requeue(name, now).unwrap(),

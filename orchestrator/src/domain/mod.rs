@@ -15,6 +15,7 @@ mod directory;
 pub use directory::{Directory, DirectoryError};
 
 use crate::failpoints::around;
+use crate::provider::news::News;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
     Section,
@@ -166,6 +167,10 @@ impl Provider for Member {
 
     fn is_followed(&self) -> bool {
         self.machines.is_followed()
+    }
+
+    fn news(&self) -> News {
+        self.machines.news()
     }
 
     async fn adopt(&self, name: DesktopName) -> Result<bool, ProviderError> {

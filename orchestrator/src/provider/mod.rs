@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use mayfly_api::{DesktopName, SessionId};
+use news::News;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 pub(crate) mod channel;
 pub mod conformance;
+pub mod news;
 pub mod qemu;
 pub mod simulated;
 pub mod terraform;
@@ -173,6 +175,11 @@ pub trait Provider: Send + Sync + 'static {
     /// dropped at any point, and [`Provider::adopt`] finds it again.
     fn is_followed(&self) -> bool {
         false
+    }
+
+    /// What its creates, and those that it adopts, are at: as far as it tells.
+    fn news(&self) -> News {
+        News::default()
     }
 
     /// Waits for a create that an earlier process began. `false`: it does not go on, or failed; what there is of the machine is to

@@ -6,6 +6,7 @@
 //!   handshake counts as an RDP connection until it closes.
 //! * A machine is a file in the provider's folder, so it outlives the process, as a real one does.
 
+use super::news::News;
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
     Steps,
@@ -124,6 +125,8 @@ struct World {
     machines: Mutex<HashMap<DesktopName, Machine>>,
     /// One create or destroy at a time for each machine.
     busy: Mutex<HashMap<DesktopName, Arc<tokio::sync::Mutex<()>>>>,
+    /// What tests tell of its machines.
+    news: News,
 }
 
 /// A machine's file.
@@ -179,6 +182,7 @@ impl Simulated {
                 folder: folder.to_owned(),
                 machines: Mutex::default(),
                 busy: Mutex::default(),
+                news: News::default(),
             }),
             steps: crate::failpoints::steps(),
         };
@@ -421,6 +425,10 @@ impl Provider for Simulated {
         self.start(name, kept.clone())?;
         self.save(name, &kept)?;
         self.step("create: machine runs")
+    }
+
+    fn news(&self) -> News {
+        self.world.news.clone()
     }
 
     async fn state(&self, name: DesktopName) -> Result<MachineState, ProviderError> {

@@ -666,11 +666,13 @@ fn read_desktop(row: &Row) -> Result<Desktop, StoreError> {
 
 fn read_stage(row: &Row) -> Result<Stage, StoreError> {
     let positive = |v: Option<i64>| v.and_then(|v| u64::try_from(v).ok());
+    let progress = row.try_get::<Option<String>, _>("progress")?;
     Ok(Stage {
         name: enumerated(row.try_get("name")?)?,
         started_at: time(row, "started_us")?,
         duration_ms: positive(row.try_get("duration_ms")?),
         expected_ms: positive(row.try_get("expected_ms")?),
+        progress: progress.as_deref().map(json).transpose()?,
     })
 }
 
@@ -771,7 +773,8 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         .await?;
     for (place, stage) in (0_i64..).zip(&record.stages) {
         sqlx::query(
-            "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms) VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms, progress)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(record.id.to_string())
         .bind(place)
@@ -779,6 +782,7 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         .bind(stage.started_at.as_microsecond())
         .bind(ms(stage.duration_ms))
         .bind(ms(stage.expected_ms))
+        .bind(stage.progress.as_ref().map(to_json).transpose()?)
         .execute(&mut *db)
         .await?;
     }

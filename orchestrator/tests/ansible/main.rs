@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use mayfly_api::agent::Bootstrap;
-use mayfly_api::{DesktopName, SessionId};
+use mayfly_api::{DesktopName, SessionId, StageProgress};
 use mayfly_orchestrator::ansible::{Ansible, AnsibleConfig, STEPS};
 use mayfly_orchestrator::process::{self, Process};
 use mayfly_orchestrator::provider::conformance::{self, World};
@@ -302,6 +302,11 @@ async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+fn task(number: u32, name: &str) -> StageProgress {
+    let name = name.to_owned();
+    StageProgress::Task { number, name }
+}
+
 /// A playbook with these tasks.
 fn tasks(tasks: &str) -> String {
     format!("- hosts: ephemeral_desktop\n  gather_facts: false\n  tasks:\n{tasks}")
@@ -314,7 +319,9 @@ async fn a_machine_is_configured_by_its_playbook_and_nothing_of_the_run_goes_on(
     let checks = provider.preflight_of(Extra::Playbook).await;
     let own = checks.iter().find(|check| check.name == "ansible").unwrap();
     assert_eq!(own.status, CheckStatus::Ok, "{own:?}");
+    let mut news = provider.news().follow(name());
     provider.create(&site.spec()).await.unwrap();
+    assert_eq!(news.unheard(), Some(task(2, "Wait to be let go")));
     assert_eq!(site.mark(), Some(name().to_string()));
     assert!(!site.run().join("work").exists(), "the key is removed");
     assert_eq!(of_run(&site.run()), []);
@@ -386,7 +393,11 @@ async fn a_machine_whose_first_boot_never_ends_is_given_up() {
     let mut site = Site::new(PLAYBOOK);
     site.config.timeout_s = 1;
     *site.machines.ssh.lock().unwrap() = None;
-    let why = site.failure().await;
+    let provider = site.provider();
+    let mut news = provider.news().follow(name());
+    let error = provider.create(&site.spec()).await.unwrap_err();
+    assert_eq!(news.unheard(), Some(StageProgress::FirstBoot));
+    let why = error.to_string();
     assert!(
         why.contains("1 s (ansible.timeout_s): it has no host key yet"),
         "{why}"
@@ -478,10 +489,12 @@ async fn a_playbook_that_runs_is_ended_with_its_desktop() {
 async fn an_orchestrator_that_starts_again_waits_for_the_playbook_of_the_one_before() {
     let site = Site::new(PLAYBOOK);
     abandoned(&site).await;
-    let adopt = tokio::spawn({
-        let provider = site.provider();
-        async move { provider.adopt(name()).await }
-    });
+    let provider = site.provider();
+    let mut news = provider.news().follow(name());
+    let adopt = tokio::spawn(async move { provider.adopt(name()).await });
+    let hears = async { while news.next().await != Some(task(2, "Wait to be let go")) {} };
+    let heard = tokio::time::timeout(PATIENCE, hears).await;
+    assert!(heard.is_ok(), "it goes on telling");
     site.let_go();
     assert!(adopt.await.unwrap().unwrap());
     assert_eq!(of_run(&site.run()), []);

@@ -2,7 +2,7 @@
 
 use crate::house::{House, Mine, until};
 use crate::life::slow;
-use mayfly_api::{DesktopName, SessionPhase};
+use mayfly_api::{DesktopName, SessionEvent, SessionPhase, Setback, StageProgress};
 use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::desktop::DesktopPhase;
 use mayfly_orchestrator::provider::{DesktopSpec, Provider};
@@ -36,6 +36,11 @@ async fn a_create_that_was_interrupted_is_made_anew_within_the_same_session() {
         );
         assert_eq!(house.machines.list().await.unwrap(), [second], "{phase:?}");
         assert_eq!(session.stages.len(), 5, "{session:?}");
+        let events = house.control.shared.store.events_after(mine.id, 0).await;
+        let because = Setback::Interrupted;
+        let anew = Some(StageProgress::MadeAnew { because });
+        let told = |e: &SessionEvent| e.session.stages.iter().any(|s| s.progress == anew);
+        assert!(events.unwrap().iter().any(told), "{phase:?}");
         house.client.destroy(mine.id, &mine.secret).await.unwrap();
         house.reaches(&mine, SessionPhase::Ended).await;
         house.nothing_is_left().await;

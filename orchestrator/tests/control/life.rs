@@ -4,12 +4,12 @@ use crate::house::{House, Mine, PATIENCE, quick, until};
 use mayfly_api::agent::ToAgent;
 use mayfly_api::{
     CreateSession, DesktopName, EndReason, Heartbeat, Keep, ProblemCode, RdpClientState,
-    SessionEvent, SessionPhase, StageName,
+    SessionEvent, SessionPhase, Setback, StageName, StageProgress,
 };
 use mayfly_orchestrator::config::Limits;
-use mayfly_orchestrator::desktop::DesktopPhase;
-use mayfly_orchestrator::provider::Provider;
+use mayfly_orchestrator::desktop::{Desktop, DesktopPhase};
 use mayfly_orchestrator::provider::simulated::{Fault, SimulatedConfig};
+use mayfly_orchestrator::provider::{MachineState, Provider};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
@@ -234,6 +234,104 @@ async fn what_is_in_the_way_for_a_moment_is_tried_again() {
     }
 }
 
+/// What the session's events said of the stages, each word once.
+async fn told(house: &House, mine: &Mine) -> Vec<(StageName, StageProgress)> {
+    let events = house.control.shared.store.events_after(mine.id, 0).await;
+    let mut told = Vec::new();
+    for event in events.unwrap() {
+        let stages = &event.session.stages;
+        let (last, over) = stages.split_last().unwrap();
+        assert!(over.iter().all(|s| s.progress.is_none()), "{stages:?}");
+        told.extend(last.progress.clone().map(|p| (last.name, p)));
+    }
+    told.dedup();
+    told
+}
+
+fn task(number: u32) -> StageProgress {
+    let name = format!("Task {number}");
+    StageProgress::Task { number, name }
+}
+
+#[tokio::test]
+async fn what_making_a_desktop_is_at_is_told_at_most_once_a_second_and_the_last_of_it_always() {
+    let config = SimulatedConfig {
+        create_ms: 3_500,
+        ..quick()
+    };
+    let house = House::with(Limits::default(), config).await;
+    let mine = house.create().await;
+    let desktop = until("it is created", async || {
+        let record = house.control.shared.store.get(mine.id).await.unwrap()?;
+        let creating = record.desktop_phase() == Some(DesktopPhase::Creating);
+        record
+            .live_desktop()
+            .filter(|_| creating)
+            .map(Desktop::name)
+    })
+    .await;
+    let news = house.machines.news();
+    let tell = |progress| news.tell(desktop, Some(progress));
+    until("the first word is told", async || {
+        tell(StageProgress::WaitingForStorage { place: 1 });
+        (!told(&house, &mine).await.is_empty()).then_some(())
+    })
+    .await;
+    let begin = std::time::Instant::now();
+    let mut number = 0;
+    // Faster than anybody reads, until the machine is made.
+    while house.machines.state(desktop).await.unwrap() != MachineState::Running {
+        number += 1;
+        tell(task(number));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
+    house.reaches(&mine, SessionPhase::Ready).await;
+    let told = told(&house, &mine).await;
+    let creating = StageName::Creating;
+    let first = StageProgress::WaitingForStorage { place: 1 };
+    assert_eq!(told.first(), Some(&(creating, first)));
+    assert_eq!(told.last(), Some(&(creating, task(number))));
+    assert!((2..=seconds + 3).contains(&told.len()), "{told:?}");
+    let numbers: Vec<_> = told.iter().map(|(_, p)| p.clone()).skip(1).collect();
+    let in_order = |p: &[StageProgress]| match p {
+        [
+            StageProgress::Task { number: a, .. },
+            StageProgress::Task { number: b, .. },
+        ] => a < b,
+        _ => false,
+    };
+    assert!(numbers.windows(2).all(in_order), "{told:?}");
+}
+
+#[tokio::test]
+async fn why_a_desktop_is_made_anew_is_told_until_there_is_more_to_tell() {
+    let house = House::with(Limits::default(), slow(DesktopPhase::Creating)).await;
+    house.machines.inject(Fault::CreateBusy, Some(1));
+    let mine = house.create().await;
+    let news = house.machines.news();
+    until("the second one is cloned", async || {
+        let record = house.control.shared.store.get(mine.id).await.unwrap()?;
+        let second = record.live_desktop()?.name();
+        if second.number() == 2 {
+            news.tell(second, Some(StageProgress::Cloning));
+        }
+        let at = record.stages.last()?.progress.clone();
+        (at == Some(StageProgress::Cloning)).then_some(())
+    })
+    .await;
+    house.reaches(&mine, SessionPhase::Ready).await;
+    let because = Setback::InTheWay;
+    assert_eq!(
+        told(&house, &mine).await,
+        [
+            (StageName::Queued, StageProgress::MadeAnew { because }),
+            (StageName::Creating, StageProgress::MadeAnew { because }),
+            (StageName::Creating, StageProgress::Cloning),
+        ]
+    );
+}
+
 #[tokio::test]
 async fn without_room_a_session_waits_until_another_s_desktop_is_gone() {
     let house = House::new().await;
@@ -247,7 +345,8 @@ async fn without_room_a_session_waits_until_another_s_desktop_is_gone() {
             let events = events.await.unwrap();
             let tried = |e: &SessionEvent| e.session.phase == SessionPhase::Preparing;
             let last = &events.last()?.session;
-            let waits = (last.phase, last.queue_position) == (SessionPhase::Queued, Some(1));
+            let waits = (last.phase, last.queue_position) == (SessionPhase::Queued, Some(1))
+                && last.stages[0].progress == Some(StageProgress::NoRoom);
             (waits && events.iter().any(tried)).then_some(())
         },
     )

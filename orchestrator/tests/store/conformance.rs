@@ -4,7 +4,7 @@ use crate::on_every_store;
 use crate::place::Place;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, EndReason, SessionId, SessionPhase, StageName};
+use mayfly_api::{DesktopName, EndReason, SessionId, SessionPhase, StageName, StageProgress};
 use mayfly_orchestrator::clock::{after, between, s};
 use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::last_words::LONGEST;
@@ -181,8 +181,10 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
     })
     .await;
     let moved = store.renumber_queue(now()).await.unwrap();
-    assert_eq!(moved[0].view().queue_position, Some(1));
-    assert_eq!(moved[0].view().desktop, None);
+    let waits = moved[0].view();
+    assert_eq!(waits.queue_position, Some(1));
+    assert_eq!(waits.stages[0].progress, Some(StageProgress::NoRoom));
+    assert_eq!(waits.desktop, None);
     let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap();
     assert!(next(&[]).await.is_none(), "its desktop is being removed");
     change(&store, first.id, now(), move |r| {

@@ -23,6 +23,22 @@ stage-configuring = Preparing your desktop
 stage-connecting = Checking the connection
 stage-destroying = Destroying the desktop
 
+## What a step is at
+
+detail-no-room = There is no room for another desktop at the moment
+detail-anew-interrupted = Starting over: it was interrupted
+detail-anew-in-the-way = Starting over: something was in the way
+detail-anew-too-long = Starting over: it took too long
+detail-storage =
+    { $place ->
+        [one] Waiting for the storage, next in line
+       *[other] Waiting for the storage, number { $place } in line
+    }
+detail-cloning = Copying the template
+detail-address = Waiting for its network address
+detail-first-boot = Starting for the first time
+detail-task = Task { $number }: { $name }
+
 ## The windows
 
 window-home-title = A fresh desktop, whenever you ask

@@ -23,6 +23,22 @@ stage-configuring = Préparation de votre bureau
 stage-connecting = Vérification de la connexion
 stage-destroying = Destruction du bureau
 
+## Où en est une étape
+
+detail-no-room = Il n’y a pas de place pour un autre bureau en ce moment
+detail-anew-interrupted = Nouvel essai : le premier a été interrompu
+detail-anew-in-the-way = Nouvel essai : quelque chose gênait le premier
+detail-anew-too-long = Nouvel essai : le premier durait trop longtemps
+detail-storage =
+    { $place ->
+        [one] En attente du stockage, premier de la file
+       *[other] En attente du stockage, numéro { $place } dans la file
+    }
+detail-cloning = Copie du modèle
+detail-address = En attente de son adresse réseau
+detail-first-boot = Premier démarrage
+detail-task = Tâche { $number } : { $name }
+
 ## Les fenêtres
 
 window-home-title = Un bureau neuf, à la demande

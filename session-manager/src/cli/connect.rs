@@ -189,6 +189,7 @@ impl Session {
             }
             Screen::Progress {
                 headline,
+                detail,
                 fraction,
                 elapsed_ms,
                 expected_ms,
@@ -200,7 +201,7 @@ impl Session {
                     // Tried again.
                     self.code = DONE;
                 }
-                let mut more = format!("{} s", elapsed_ms / 1000);
+                let mut more = format!("· {} s", elapsed_ms / 1000);
                 if let Some(hint) = hint {
                     more = format!("{more} · {}", text(hint));
                 } else if let Some(usual) = expected_ms {
@@ -208,7 +209,10 @@ impl Session {
                     let usual = Message::new("cli-expected").number("seconds", seconds);
                     more = format!("{more} · {}", text(&usual));
                 }
-                let words = text(headline);
+                let mut words = text(headline);
+                if let Some(detail) = detail {
+                    words = format!("{words} · {}", text(detail));
+                }
                 self.teller.progress(*fraction, &words, &more);
             }
             Screen::InUse {

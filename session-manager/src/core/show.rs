@@ -6,7 +6,7 @@ use super::{
 };
 use crate::view::{Action, MenuEntry, Message, Screen, StageStatus, StageView, TrayIcon, View};
 use jiff::Timestamp;
-use mayfly_api::{EndReason, Session, SessionPhase, Stage, StageName};
+use mayfly_api::{EndReason, Session, SessionPhase, Setback, Stage, StageName, StageProgress};
 use std::time::Duration;
 
 /// Weight of a stage without history, in milliseconds.
@@ -116,6 +116,28 @@ fn stage_words(session: &Session) -> Message {
     })
 }
 
+/// Words for what the stage under way is at.
+fn detail(session: &Session) -> Option<Message> {
+    Some(match session.stages.last()?.progress.as_ref()? {
+        StageProgress::NoRoom => Message::new("detail-no-room"),
+        StageProgress::MadeAnew { because } => Message::new(match because {
+            Setback::Interrupted => "detail-anew-interrupted",
+            Setback::InTheWay => "detail-anew-in-the-way",
+            Setback::TookTooLong => "detail-anew-too-long",
+        }),
+        StageProgress::WaitingForStorage { place } => {
+            Message::new("detail-storage").number("place", *place)
+        }
+        StageProgress::Cloning => Message::new("detail-cloning"),
+        StageProgress::WaitingForAddress => Message::new("detail-address"),
+        StageProgress::FirstBoot => Message::new("detail-first-boot"),
+        StageProgress::Task { number, name } => Message::new("detail-task")
+            .number("number", *number)
+            .text("name", name),
+        StageProgress::Unknown => return None,
+    })
+}
+
 /// Words for a session that ends or ended by itself.
 pub(super) fn ended_notice(reason: Option<EndReason>) -> Message {
     Message::new(match reason {
@@ -177,6 +199,7 @@ impl State {
                 CreatingStep::FindingClient => "progress-checking",
                 CreatingStep::Asking => "progress-asking",
             }),
+            detail: None,
             stages: pending(),
             fraction: 0.0,
             elapsed_ms: self.millis_since(creating.since),
@@ -224,6 +247,7 @@ impl State {
                     Doing::Opening(_) => Message::new("progress-opening"),
                     _ => stage_words(session),
                 },
+                detail: detail(session),
                 stages: stages(session, wall, None),
                 fraction: live.fraction,
                 elapsed_ms: self.millis_since(live.since),

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::api::ApiTroubleKind;
+use crate::text::Catalogue;
 use crate::view::{Screen, TrayIcon};
 use jiff::tz::TimeZone;
-use mayfly_api::{DesktopName, Failure, Problem, Stage, StageName};
+use mayfly_api::{DesktopName, Failure, Problem, Setback, Stage, StageName, StageProgress};
 use mayfly_api::{EndReason, ProblemCode};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -458,6 +459,7 @@ fn a_desktop_that_could_not_be_made_keeps_the_step_that_failed() {
         started_at,
         duration_ms,
         expected_ms: None,
+        progress: None,
     };
     failed.stages = vec![
         stage(StageName::Creating, Some(300)),
@@ -731,6 +733,51 @@ fn it_takes_longer_than_usual_after_twice_the_usual_time() {
     let id = bench.id;
     bench.on(Event::StreamFailed(id, unreachable()));
     assert_eq!(hint(&bench).as_deref(), Some("hint-no-answer"));
+}
+
+#[test]
+fn what_a_stage_is_at_is_said_in_words_of_the_catalogue() {
+    let mut bench = Bench::requested(Countdown::TenSeconds);
+    bench.created();
+    let task = StageProgress::Task {
+        number: 4,
+        name: "Install packages".into(),
+    };
+    let interrupted = Setback::Interrupted;
+    for (progress, french) in [
+        (None, None),
+        (Some(StageProgress::Unknown), None),
+        (
+            Some(StageProgress::NoRoom),
+            Some("Il n’y a pas de place pour un autre bureau en ce moment"),
+        ),
+        (
+            Some(StageProgress::MadeAnew {
+                because: interrupted,
+            }),
+            Some("Nouvel essai : le premier a été interrompu"),
+        ),
+        (
+            Some(StageProgress::WaitingForStorage { place: 2 }),
+            Some("En attente du stockage, numéro 2 dans la file"),
+        ),
+        (Some(task), Some("Tâche 4 : Install packages")),
+    ] {
+        let mut session = session(bench.id, SessionPhase::Preparing);
+        session.stages = vec![Stage {
+            name: StageName::Creating,
+            started_at: session.created_at,
+            duration_ms: None,
+            expected_ms: None,
+            progress: progress.clone(),
+        }];
+        bench.on(Event::Session(Box::new(session)));
+        let Screen::Progress { detail, .. } = bench.screen() else {
+            panic!("{:?}", bench.screen());
+        };
+        let words = detail.map(|detail| Catalogue::new("fr").text(&detail));
+        assert_eq!(words.as_deref(), french, "{progress:?}");
+    }
 }
 
 #[test]

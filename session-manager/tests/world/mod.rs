@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use futures_util::StreamExt;
 use mayfly_api::{
     Created, Credentials, DesktopName, EndReason, Heartbeat, Keep, Problem, ProblemCode,
-    RdpEndpoint, Session, SessionEvent, SessionId, SessionPhase, Stage, StageName,
+    RdpEndpoint, Session, SessionEvent, SessionId, SessionPhase, Stage, StageName, StageProgress,
 };
 use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
@@ -154,13 +154,14 @@ pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
 
 fn fresh(id: SessionId, making: Making) -> Session {
     let now = jiff::Timestamp::now();
+    let ready = making == Making::Ready;
     let stage = |name, duration_ms| Stage {
         name,
         started_at: now,
         duration_ms,
         expected_ms: Some(100),
+        progress: (!ready && duration_ms.is_none()).then_some(StageProgress::WaitingForAddress),
     };
-    let ready = making == Making::Ready;
     Session {
         id,
         phase: if ready {

@@ -16,6 +16,10 @@ notice: Message | null, } | { "screen": "progress",
  */
 headline: Message, 
 /**
+ * What the stage is at, where more is known; may change every second.
+ */
+detail: Message | null, 
+/**
  * All stages.
  */
 stages: Array<StageView>, 

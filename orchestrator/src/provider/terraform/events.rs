@@ -1,6 +1,7 @@
 //! What Terraform and OpenTofu say with `-json`: one JSON object a line. Pure.
 
 use crate::run::one_line;
+use mayfly_api::StageProgress;
 use serde::Deserialize;
 
 /// One line, as far as it matters here.
@@ -58,6 +59,12 @@ pub(super) fn progress(line: &str) -> Option<String> {
     }
 }
 
+/// What a line says of how far the machine is: a module makes one and nothing else, and clones the template first.
+pub(super) fn stage(line: &str) -> Option<StageProgress> {
+    let line: Line = serde_json::from_str(line).ok()?;
+    (line.kind == "apply_start").then_some(StageProgress::Cloning)
+}
+
 /// Why a run failed, from all that it said: its errors, or else its last words.
 pub(super) fn failure(output: &str) -> String {
     let errors: Vec<String> = output
@@ -106,6 +113,7 @@ mod tests {
 
     // As Terraform 1.11.4 and OpenTofu 1.12.6 say it, shortened.
     const START: &str = r#"{"@level":"info","@message":"proxmox_virtual_environment_vm.desktop: Creating...","@module":"terraform.ui","hook":{"action":"create"},"type":"apply_start"}"#;
+    const GOES_ON: &str = r#"{"@level":"info","@message":"proxmox_virtual_environment_vm.desktop: Still creating... [10s elapsed]","@module":"terraform.ui","hook":{"action":"create","elapsed_seconds":10},"type":"apply_progress"}"#;
     const ERROR: &str = r#"{"@level":"error","@message":"Error: VM clone","@module":"terraform.ui","diagnostic":{"severity":"error","summary":"VM clone","detail":"All attempts fail:\n#1: error cloning VM","address":"proxmox_virtual_environment_vm.desktop"},"type":"diagnostic"}"#;
     const WARNING: &str = r#"{"@level":"warn","@message":"Warning: x","diagnostic":{"severity":"warning","summary":"x","detail":""},"type":"diagnostic"}"#;
     const MADE: &str = r#"{"@level":"info","@message":"Apply complete! Resources: 1 added","changes":{"add":1,"change":0,"remove":0,"operation":"apply"},"type":"change_summary"}"#;
@@ -115,6 +123,14 @@ mod tests {
         assert!(matches!(read(START), Some(Said::Progress(words)) if words.contains("Creating")));
         for nothing in [WARNING, MADE, "{", "text", ""] {
             assert_eq!(read(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn the_machine_is_cloned_from_the_start_of_its_resource_on() {
+        assert_eq!(stage(START), Some(StageProgress::Cloning));
+        for nothing in [GOES_ON, ERROR, WARNING, MADE, "{", "text", ""] {
+            assert_eq!(stage(nothing), None, "{nothing}");
         }
     }
 

@@ -16,9 +16,11 @@
 //! * A machine that was migrated is found where it is: its node is looked up by its number before every call.
 
 mod events;
+mod line;
 mod place;
 mod run;
 
+use super::news::News;
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, JOURNAL, Locks, MachineState, Provider,
     ProviderError, Section, SshServer, Steps, journal,
@@ -39,8 +41,9 @@ use crate::store::machines::{Machines, Reserved, Reserving};
 use crate::trust::Trust;
 use anyhow::Context;
 use async_trait::async_trait;
-use mayfly_api::DesktopName;
+use line::Line;
 use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
+use mayfly_api::{DesktopName, StageProgress};
 use run::{Module, Variable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -300,6 +303,8 @@ pub struct Terraform {
     preparing: tokio::sync::Mutex<()>,
     /// Choosing a node and reserving it are one.
     placing: tokio::sync::Mutex<()>,
+    line: Line,
+    news: News,
     seen: tokio::sync::Mutex<Option<(Instant, Seen)>>,
     checked: tokio::sync::Mutex<Option<(Instant, Vec<Check>)>>,
 }
@@ -325,6 +330,8 @@ impl Terraform {
             locks: Locks::default(),
             preparing: tokio::sync::Mutex::default(),
             placing: tokio::sync::Mutex::default(),
+            line: Line::default(),
+            news: News::default(),
             seen: tokio::sync::Mutex::default(),
             checked: tokio::sync::Mutex::default(),
         })
@@ -451,6 +458,7 @@ impl Terraform {
 
     /// Reserves it on a node, as soon as its storage has a place for another clone. Also where the template is.
     async fn place(&self, spec: &DesktopSpec) -> Result<(Reserved, String), ProviderError> {
+        let _in_line = self.line.join(spec.name);
         let _one_at_a_time = self.placing.lock().await;
         loop {
             let (machine, template_node) = self.choose(spec).await?;
@@ -458,9 +466,15 @@ impl Terraform {
             let reserved = self.parts.machines.reserve(&machine, clones);
             let reserved = around("commit reserve", reserved).await;
             match reserved.map_err(of_store)? {
-                Reserving::Done => return Ok((machine, template_node)),
+                Reserving::Done => {
+                    self.news.tell(spec.name, None);
+                    return Ok((machine, template_node));
+                }
                 Reserving::Taken => return Err(exists(spec.name)),
-                Reserving::Waits => tokio::time::sleep(CLONE_LOOK).await,
+                Reserving::Waits => {
+                    self.line.tell(&self.news);
+                    tokio::time::sleep(CLONE_LOOK).await;
+                }
             }
         }
     }
@@ -571,6 +585,8 @@ impl Terraform {
             tokio::time::sleep(CLONE_LOOK).await;
             let running = self.recently().await.is_ok_and(|seen| is_running(&seen));
             if running && self.parts.machines.cloned(name).await.is_ok() {
+                let waits = StageProgress::WaitingForAddress;
+                self.news.tell(name, Some(waits));
                 return std::future::pending().await;
             }
         }
@@ -581,8 +597,9 @@ impl Terraform {
         let password = self.parts.secrets.terraform_password(name);
         let secrets = [self.site.secret.clone(), password];
         let run = self.run(name);
+        let told = |progress| self.news.tell(name, Some(progress));
         let made = tokio::select! {
-            made = run.wait(run::LANGUAGE, &secrets) => made.map(drop),
+            made = run.wait(run::LANGUAGE, &secrets, told) => made.map(drop),
             never = self.cloned(name) => match never {},
         };
         made.map_err(|why| {
@@ -750,6 +767,10 @@ impl Provider for Terraform {
         self.step(STEPS[2])?;
         self.made(name).await?;
         self.step(STEPS[3])
+    }
+
+    fn news(&self) -> News {
+        self.news.clone()
     }
 
     async fn adopt(&self, name: DesktopName) -> Result<bool, ProviderError> {

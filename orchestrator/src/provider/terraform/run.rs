@@ -27,6 +27,7 @@ pub(super) type Variable = (&'static str, SecretString);
 /// How both talk.
 pub(super) const LANGUAGE: Language = Language {
     progress: events::progress,
+    stage: events::stage,
     failure: events::failure,
     words: events::words,
 };

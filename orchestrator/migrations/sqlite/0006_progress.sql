@@ -1,0 +1,2 @@
+-- What the last stage is at, so that whoever comes back to it is shown that at once.
+ALTER TABLE stage ADD COLUMN progress TEXT CHECK (json_valid(progress));
