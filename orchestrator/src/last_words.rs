@@ -71,14 +71,7 @@ pub async fn keep(
             return;
         }
     };
-    let secrets = &shared.secrets;
-    let secrets = [
-        secrets.session_secret(session),
-        secrets.agent_token(session),
-        secrets.password(session),
-        secrets.join_password(name),
-        secrets.terraform_password(name),
-    ];
+    let secrets = shared.secrets.of(session, name);
     let text = tokio::task::spawn_blocking(move || compose(sections, &secrets)).await;
     let text = text.unwrap_or_default();
     if text.is_empty() {

@@ -19,6 +19,7 @@ pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+pub mod receipt;
 mod run;
 pub mod secret;
 pub mod serve;

@@ -6,7 +6,7 @@ use mayfly_orchestrator::config::Config;
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
 use mayfly_orchestrator::store::words::Whose;
-use mayfly_orchestrator::{doctor, image, last_words, serve, supervise};
+use mayfly_orchestrator::{doctor, image, last_words, receipt, serve, supervise};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +28,9 @@ enum Command {
     /// Brings the database up to date and ends
     Migrate(ConfigFile),
     /// Shows what a desktop that failed left to read: console, journal, the words of what made it
-    Logs(LogsCommand),
+    Logs(AboutCommand),
+    /// Shows what was checked to be gone when a desktop was removed, by whom, and when
+    Receipt(AboutCommand),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -77,7 +79,7 @@ struct DoctorCommand {
 }
 
 #[derive(Args)]
-struct LogsCommand {
+struct AboutCommand {
     #[command(flatten)]
     file: ConfigFile,
     /// The id of a session, or the name of a desktop
@@ -101,6 +103,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Logs(command) => {
             let config = Config::load(command.file.config.as_deref())?;
             let text = runtime()?.block_on(last_words::show(&config, command.whose))?;
+            std::io::stdout().write_all(text.as_bytes())?;
+        }
+        Command::Receipt(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let text = runtime()?.block_on(receipt::show(&config, command.whose))?;
             std::io::stdout().write_all(text.as_bytes())?;
         }
         Command::Doctor(command) => return examine(&command),

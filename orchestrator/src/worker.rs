@@ -11,6 +11,7 @@ use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::last_words;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
+use crate::receipt;
 use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
@@ -492,15 +493,22 @@ impl Worker {
                 let (shared, session) = (self.shared.clone(), self.id);
                 self.operation.spawn(async move {
                     if failed {
-                        last_words::keep(shared, &*provider, session, name).await;
+                        last_words::keep(shared.clone(), &*provider, session, name).await;
                     }
                     if may_have_open_files
                         && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }
-                    let gone = provider.destroy(name).await;
-                    (op, gone.map_err(Failed::from))
+                    let gone = async {
+                        let checked = provider.destroy(name).await?;
+                        let kept = receipt::keep(&shared, session, name, checked).await;
+                        kept.map_err(|error| {
+                            let why = format!("the receipt of {name} could not be kept: {error}");
+                            for_good(ProblemCode::Internal, why)
+                        })
+                    };
+                    (op, gone.await)
                 });
             }
         }

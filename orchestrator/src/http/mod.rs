@@ -60,6 +60,7 @@ fn routes() -> OpenApiRouter<Control> {
         .routes(routes!(sessions::credentials))
         .routes(routes!(sessions::heartbeat))
         .routes(routes!(sessions::keep))
+        .routes(routes!(sessions::receipt))
         .routes(routes!(events::follow))
         .routes(routes!(prototype::create))
         .routes(routes!(prototype::destroy))

@@ -7,6 +7,7 @@
 //! * A desktop's number is never handed out twice.
 
 pub mod machines;
+pub mod receipts;
 pub mod sqlite;
 pub mod words;
 
@@ -34,6 +35,12 @@ pub enum StoreError {
     /// All 2^28 names of desktops were used.
     #[error("no desktop name is left")]
     NoNames,
+}
+
+fn unreadable(what: impl std::fmt::Display) -> StoreError {
+    StoreError::Unreadable {
+        what: what.to_string(),
+    }
 }
 
 /// What became of a wish.
@@ -74,7 +81,7 @@ pub type Changing<'a> = Box<dyn FnOnce(&mut Record) -> Change + Send + 'a>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + words::Words {
+pub trait Store: machines::Machines + receipts::Receipts + words::Words {
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

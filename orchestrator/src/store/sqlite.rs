@@ -1,6 +1,6 @@
 //! The store on SQLite: one file, WAL, `synchronous=FULL` (a committed change survives a power cut), one writer.
 
-use super::{Accepted, Change, Changing, Idempotency, Store, StoreError};
+use super::{Accepted, Change, Changing, Idempotency, Store, StoreError, unreadable};
 use crate::clock::ms_between;
 use crate::config::Limits;
 use crate::desktop::{Desktop, StoredDesktop};
@@ -289,12 +289,6 @@ impl Store for SqliteStore {
 fn median(mut values: Vec<u64>) -> Option<u64> {
     values.sort_unstable();
     values.get(values.len().saturating_sub(1) / 2).copied()
-}
-
-fn unreadable(what: impl std::fmt::Display) -> StoreError {
-    StoreError::Unreadable {
-        what: what.to_string(),
-    }
 }
 
 pub(super) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, StoreError> {

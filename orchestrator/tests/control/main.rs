@@ -13,4 +13,5 @@ mod life;
 mod process;
 mod prototype;
 mod provider;
+mod receipt;
 mod words;
