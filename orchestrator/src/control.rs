@@ -6,10 +6,12 @@
 
 use crate::clock::{Clock, between};
 use crate::config::{Config, Template};
+use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
 use crate::store::{Accepted, Change, Idempotency, Store, StoreError};
+use crate::vitals::Vitals;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
@@ -17,7 +19,7 @@ use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +77,10 @@ pub struct Shared {
     pub secrets: Arc<Secrets>,
     /// Who follows what.
     pub hub: Hub,
+    /// What is counted and measured.
+    pub metrics: Metrics,
+    /// Whether it is alive.
+    pub vitals: Vitals,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
     /// The orchestrator stops; machines go on.
@@ -132,9 +138,18 @@ impl Shared {
         id: SessionId,
         change: impl FnOnce(&mut Record) -> Change + Send,
     ) -> Result<Option<(Record, Change)>, StoreError> {
-        let now = self.clock.now();
-        let done = self.store.update(id, now, Box::new(change)).await?;
+        let (now, begun) = (self.clock.now(), Instant::now());
+        let mut before = None;
+        let noting = |record: &mut Record| {
+            before = Some(record.phase);
+            change(record)
+        };
+        let done = self.store.update(id, now, Box::new(noting)).await?;
+        self.metrics.stored("update", begun.elapsed());
         if let Some((record, Change::Told | Change::Quiet)) = &done {
+            if before != Some(record.phase) {
+                self.metrics.entered(record);
+            }
             self.hub.publish(record);
         }
         Ok(done)
@@ -181,11 +196,13 @@ impl Control {
     ) -> Result<Self, StoreError> {
         let control = Self {
             shared: Arc::new(Shared {
-                config,
                 store,
                 clock,
                 secrets,
                 hub: Hub::default(),
+                metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
+                vitals: Vitals::default(),
+                config,
                 dispatch: Notify::new(),
                 stopping: CancellationToken::new(),
                 full: Mutex::default(),
@@ -267,10 +284,12 @@ impl Control {
             .await?;
         let limits = &shared.config.limits;
         let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
+        let begun = Instant::now();
         let accepted = shared
             .store
             .accept(record, idempotency, limits.max_queued)
             .await?;
+        shared.metrics.stored("accept", begun.elapsed());
         if let Accepted::New(record) = &accepted {
             info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
             self.work_for(record.id);
@@ -489,6 +508,7 @@ async fn dispatch(shared: Arc<Shared>) {
             Ok(()) => {}
             Err(error) => error!(%error, "the queue could not be worked on"),
         }
+        shared.vitals.dispatched();
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = shared.dispatch.notified() => {}
@@ -500,8 +520,10 @@ async fn dispatch(shared: Arc<Shared>) {
 async fn give_places(shared: &Shared) -> Result<(), StoreError> {
     let limits = &shared.config.limits;
     loop {
-        let (full, now) = (shared.waiting(), shared.clock.now());
-        let Some(record) = shared.store.plan_next(limits, &full, now).await? else {
+        let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
+        let planned = shared.store.plan_next(limits, &full, now).await?;
+        shared.metrics.stored("plan", begun.elapsed());
+        let Some(record) = planned else {
             break;
         };
         shared.hub.publish(&record);
@@ -520,6 +542,7 @@ async fn reap(shared: Arc<Shared>) {
         for (kind, provider) in &shared.providers {
             let suspects = suspects.entry(kind).or_default();
             if let Err(error) = reap_from(&shared, provider, suspects).await {
+                shared.metrics.provider_failed(kind, "list");
                 warn!(provider = kind, error = %format!("{error:#}"), "not looked for machines without owner");
             }
         }
@@ -552,10 +575,13 @@ async fn reap_from(
     let there_are = there.len();
     let unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
     let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
+    let (metrics, kind) = (&shared.metrics, provider.kind());
+    metrics.reaped(kind, Reaped::Found, new.len());
     *suspects = new.into_iter().collect();
     if again.len() > most {
+        metrics.reaped(kind, Reaped::HeldBack, again.len() - most);
         error!(
-            provider = provider.kind(),
+            provider = kind,
             unowned = again.len(),
             all = there_are,
             "so many machines without owner may be a mistake about who owns them: {most} of them are removed now, the others later"
@@ -564,9 +590,13 @@ async fn reap_from(
     }
     for name in again.into_iter().take(most) {
         warn!(desktop = %name, "nobody owns it; removing it");
-        if let Err(error) = provider.destroy(name).await {
-            error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
-            suspects.insert(name);
+        match provider.destroy(name).await {
+            Ok(_) => metrics.reaped(kind, Reaped::Removed, 1),
+            Err(error) => {
+                metrics.provider_failed(kind, "destroy");
+                error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
+                suspects.insert(name);
+            }
         }
     }
     Ok(())

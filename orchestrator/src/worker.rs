@@ -180,13 +180,17 @@ impl Worker {
             () = self.shared.stopping.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
             Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
-            Some(done) = self.operation.join_next() => self.done(done),
+            Some(done) = self.operation.join_next() => self.done(done, provider.kind()),
             () = self.shared.clock.sleep_until(until) => {}
         }
         Ok(Next::Again)
     }
 
-    fn done(&mut self, done: Result<(Op, Result<(), Failed>), tokio::task::JoinError>) {
+    fn done(
+        &mut self,
+        done: Result<(Op, Result<(), Failed>), tokio::task::JoinError>,
+        provider: &str,
+    ) {
         let now = self.shared.clock.now();
         let Some(facts) = self.facts.as_mut() else {
             return;
@@ -200,6 +204,9 @@ impl Worker {
             }
             (Err(_), None) => return,
         };
+        if result.is_err() && op != Op::Adopt {
+            self.shared.metrics.operation_failed(provider, op);
+        }
         match (op, result) {
             (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
             (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,

@@ -301,19 +301,6 @@ pub(super) async fn end(control: &Control, id: SessionId) -> Result<Record, Refu
     Ok(record)
 }
 
-/// Is the orchestrator there?
-#[utoipa::path(get, path = "/healthz", tag = "service",
-    responses((status = 200, body = String, content_type = "text/plain"),
-              (status = 500, body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn healthz(State(control): State<Control>) -> Result<&'static str, Refused> {
-    control
-        .shared
-        .store
-        .events_after(SessionId::default(), 0)
-        .await?;
-    Ok("ok\n")
-}
-
 /// This document.
 #[utoipa::path(get, path = "/api/v1/openapi.json", tag = "service", responses((status = 200)))]
 pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {

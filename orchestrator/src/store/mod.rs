@@ -7,6 +7,7 @@
 //! * A desktop's number is never handed out twice.
 
 pub mod machines;
+pub mod pulse;
 pub mod receipts;
 pub mod sqlite;
 pub mod words;
@@ -81,7 +82,7 @@ pub type Changing<'a> = Box<dyn FnOnce(&mut Record) -> Change + Send + 'a>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + receipts::Receipts + words::Words {
+pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words::Words {
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

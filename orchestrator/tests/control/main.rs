@@ -8,6 +8,7 @@
 mod api;
 mod bad_input;
 mod crash;
+mod health;
 mod house;
 mod life;
 mod process;
