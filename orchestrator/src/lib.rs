@@ -27,6 +27,7 @@ pub mod serve;
 pub mod session;
 pub mod store;
 pub mod supervise;
+pub mod systemd;
 pub mod trust;
 pub mod vitals;
 pub mod worker;

@@ -6,11 +6,13 @@ use mayfly_orchestrator::config::Config;
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
 use mayfly_orchestrator::store::words::Whose;
-use mayfly_orchestrator::{doctor, image, last_words, receipt, serve, supervise};
+use mayfly_orchestrator::{doctor, image, last_words, receipt, serve, supervise, systemd};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 #[derive(Parser)]
 #[command(name = "mayfly-orchestrator", version, about)]
@@ -56,9 +58,9 @@ struct ServeCommand {
     /// Leave a desktop that could not be made for an hour, so that you can look at it (limits.keep_failed_s)
     #[arg(long)]
     keep_failed: bool,
-    /// How the log on stderr looks
-    #[arg(long, value_enum, default_value_t = LogFormat::Plain)]
-    log: LogFormat,
+    /// How the log looks: on stderr, or in systemd's journal, which it goes to by itself if that is where stderr goes
+    #[arg(long, value_enum)]
+    log: Option<LogFormat>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -67,6 +69,8 @@ enum LogFormat {
     Plain,
     /// One JSON object a line
     Json,
+    /// To systemd's journal, with MAYFLY_SESSION, MAYFLY_DESKTOP and the like as fields
+    Journal,
 }
 
 #[derive(Args)]
@@ -93,7 +97,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Uplink(command) => uplink::run(&command)?,
         Command::Image(command) => runtime()?.block_on(image::run(command))?,
         Command::Serve(command) => {
-            log_to_stderr(command.log);
+            begin_log(command.log)?;
             let mut config = Config::load(command.file.config.as_deref())?;
             if command.keep_failed && config.limits.keep_failed_s == 0 {
                 config.limits.keep_failed_s = 3_600;
@@ -125,15 +129,35 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// `MAYFLY_LOG` filters, as `tracing_subscriber::EnvFilter` reads it.
-fn log_to_stderr(format: LogFormat) {
+fn begin_log(wanted: Option<LogFormat>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Plain => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let format = wanted.unwrap_or_else(|| {
+        if systemd::reads_stderr(journal.as_deref(), std::io::stderr()) {
+            LogFormat::Journal
+        } else {
+            LogFormat::Plain
+        }
+    });
+    let lines = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+    };
+    let layer = match format {
+        LogFormat::Plain => lines().boxed(),
+        LogFormat::Json => lines().json().boxed(),
+        LogFormat::Journal => match tracing_journald::layer() {
+            Ok(journal) => journal.with_field_prefix(Some("MAYFLY".to_owned())).boxed(),
+            Err(_) if wanted.is_none() => lines().boxed(),
+            Err(error) => return Err(error).context("systemd's journal cannot be written to"),
+        },
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .init();
+    Ok(())
 }
 
 fn examine(command: &DoctorCommand) -> anyhow::Result<ExitCode> {

@@ -19,6 +19,7 @@ use crate::provider::terraform::{self, Terraform};
 use crate::secret::{self, Secrets};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::systemd;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
@@ -100,10 +101,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     .await?;
     info!(%address, "listening");
     let server = tokio::spawn(http::serve(control.clone(), listener));
+    systemd::ready();
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping; desktops go on"),
         _ = interrupt.recv() => info!("SIGINT: stopping; desktops go on"),
+        () = systemd::feed(control.clone()) => {}
     }
+    systemd::stopping();
     control.stop(PATIENCE).await;
     server.await??;
     store.close().await;

@@ -5,12 +5,14 @@
     reason = "all of this crate is tests, its helpers too"
 )]
 
+mod admin;
 mod api;
 mod bad_input;
 mod crash;
 mod health;
 mod house;
 mod life;
+mod packaging;
 mod process;
 mod prototype;
 mod provider;

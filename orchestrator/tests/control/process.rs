@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_mayfly-orchestrator");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mayfly-orchestrator");
 
 /// A running program; killed when dropped.
-struct Service {
-    child: Child,
-    client: Client,
+pub(crate) struct Service {
+    pub(crate) child: Child,
+    pub(crate) client: Client,
 }
 
 impl Drop for Service {
@@ -26,7 +26,7 @@ impl Drop for Service {
 }
 
 /// A folder with a configuration; the port is free when asked for.
-fn configured(dir: &Path) -> (PathBuf, String) {
+pub(crate) fn configured(dir: &Path) -> (PathBuf, String) {
     let machines = quick();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap().to_string();
