@@ -6,6 +6,7 @@
 
 use crate::clock::{Clock, between};
 use crate::config::{Config, Template};
+use crate::drain::{self, Drain};
 use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, Provider};
 use crate::secret::Secrets;
@@ -81,6 +82,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Whether it is alive.
     pub vitals: Vitals,
+    /// Whether no new sessions are taken.
+    pub drain: Drain,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
     /// The orchestrator stops; machines go on.
@@ -202,6 +205,7 @@ impl Control {
                 hub: Hub::default(),
                 metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
                 vitals: Vitals::default(),
+                drain: Drain::open(&config.state_dir),
                 config,
                 dispatch: Notify::new(),
                 stopping: CancellationToken::new(),
@@ -276,6 +280,9 @@ impl Control {
                 ProblemCode::ShuttingDown,
                 "the orchestrator is stopping; ask again when it is back",
             ));
+        }
+        if shared.drain.get().is_some() {
+            return Err(drain::problem().into());
         }
         self.can_make(&wish).await?;
         let expected = shared
@@ -518,6 +525,9 @@ async fn dispatch(shared: Arc<Shared>) {
 }
 
 async fn give_places(shared: &Shared) -> Result<(), StoreError> {
+    if let Some(rest) = shared.drain.get() {
+        drain::work(shared, rest).await?;
+    }
     let limits = &shared.config.limits;
     loop {
         let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());

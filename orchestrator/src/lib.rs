@@ -3,6 +3,7 @@
 //! `http` → [`store`] ← [`worker`]: observe, [`decide`] (pure), do, commit. The way in for programs is
 //! [`control::Control`].
 
+pub mod admin;
 pub mod agents;
 pub mod ansible;
 pub mod clock;
@@ -12,9 +13,11 @@ pub mod decide;
 pub mod desktop;
 pub mod doctor;
 pub mod domain;
+pub mod drain;
 pub mod http;
 pub mod image;
 pub mod last_words;
+pub mod list;
 pub mod metrics;
 pub mod process;
 pub mod provider;

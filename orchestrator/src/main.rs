@@ -2,7 +2,11 @@
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mayfly_api::DesktopName;
+use mayfly_orchestrator::admin::{self, Resolution, Until};
 use mayfly_orchestrator::config::Config;
+use mayfly_orchestrator::drain::Rest;
+use mayfly_orchestrator::list::{self, Which};
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
 use mayfly_orchestrator::store::words::Whose;
@@ -33,6 +37,12 @@ enum Command {
     Logs(AboutCommand),
     /// Shows what was checked to be gone when a desktop was removed, by whom, and when
     Receipt(AboutCommand),
+    /// Shows the sessions that are not over, with their desktops
+    List(ListCommand),
+    /// Takes no new sessions, says what is left, and if you like waits for it
+    Drain(DrainCommand),
+    /// Says what becomes of a desktop that could not be removed
+    Resolve(ResolveCommand),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -90,6 +100,54 @@ struct AboutCommand {
     whose: Whose,
 }
 
+#[derive(Args)]
+struct ListCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Only those whose desktop could not be removed, with the reason
+    #[arg(long)]
+    stuck: bool,
+}
+
+#[derive(Args)]
+struct DrainCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Ends every session now; without it they end by themselves
+    #[arg(long)]
+    end: bool,
+    /// Waits until no session is left
+    #[arg(long)]
+    wait: bool,
+    /// Takes sessions again
+    #[arg(long, conflicts_with_all = ["end", "wait"])]
+    off: bool,
+}
+
+#[derive(Args)]
+struct ResolveCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The desktop
+    desktop: DesktopName,
+    #[command(flatten)]
+    how: How,
+    /// With --gone: without asking the provider, since you have looked yourself
+    #[arg(long, requires = "gone")]
+    i_have_checked: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct How {
+    /// Tries its removal again, as if for the first time
+    #[arg(long)]
+    retry: bool,
+    /// Counts it as gone, if its provider does not list it any more
+    #[arg(long)]
+    gone: bool,
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         // These two live as long as a desktop and handle signals themselves: no runtime, no threads before them.
@@ -114,6 +172,39 @@ fn main() -> anyhow::Result<ExitCode> {
             let text = runtime()?.block_on(receipt::show(&config, command.whose))?;
             std::io::stdout().write_all(text.as_bytes())?;
         }
+        Command::List(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let which = if command.stuck {
+                Which::Stuck
+            } else {
+                Which::All
+            };
+            runtime()?
+                .block_on(list::lines(&config, which))?
+                .iter()
+                .for_each(|line| say(line));
+        }
+        Command::Drain(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let rest = if command.end { Rest::End } else { Rest::Wait };
+            let rest = (!command.off).then_some(rest);
+            let until = if command.wait {
+                Until::Over
+            } else {
+                Until::Told
+            };
+            runtime()?.block_on(admin::drain_from_here(&config, rest, until, say))?;
+        }
+        Command::Resolve(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let how = match (command.how.retry, command.i_have_checked) {
+                (true, _) => Resolution::Retry,
+                (false, true) => Resolution::GoneAsChecked,
+                (false, false) => Resolution::Gone,
+            };
+            let said = admin::resolve_from_here(&config, command.desktop, how);
+            say(&runtime()?.block_on(said)?);
+        }
         Command::Doctor(command) => return examine(&command),
         Command::Migrate(file) => {
             let config = Config::load(file.config.as_deref())?;
@@ -122,6 +213,11 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line on standard output; nobody may be there to read it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

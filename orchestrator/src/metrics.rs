@@ -6,6 +6,7 @@
 //! * No label holds what a person or a caller chose: not a name, an id, an address or a path.
 
 use crate::decide::Op;
+use crate::drain::Rest;
 use crate::session::Record;
 use crate::store::pulse::Tally;
 use mayfly_api::{SessionPhase, Stage, StageName};
@@ -66,6 +67,7 @@ pub struct Metrics {
     desktops: Family<Labels<1>, Gauge>,
     queued: Gauge,
     stuck: Gauge,
+    draining: Gauge,
     stages: Histograms<2>,
     ready: Histograms<1>,
     ended: Counters<1>,
@@ -104,6 +106,7 @@ impl Metrics {
             desktops: Family::default(),
             queued: Gauge::default(),
             stuck: Gauge::default(),
+            draining: Gauge::default(),
             stages: Family::new_with_constructor(of_stages),
             ready: Family::new_with_constructor(of_stages),
             ended: Family::default(),
@@ -122,6 +125,8 @@ impl Metrics {
         registry.register("queue_depth", of, m.queued.clone());
         let of = "Desktops that could not be removed: an administrator must look";
         registry.register("desktops_stuck", of, m.stuck.clone());
+        let of = "1 while no new sessions are taken";
+        registry.register("draining", of, m.draining.clone());
         let of = "How long a stage of a desktop that became ready took, and of its removal";
         registry.register("stage_seconds", of, m.stages.clone());
         let of = "From the request to a desktop that is ready";
@@ -247,7 +252,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never, in fact: writing to a string does not fail.
-    pub fn show(&self, tally: &Tally) -> Result<String, std::fmt::Error> {
+    pub fn show(&self, tally: &Tally, drain: Option<Rest>) -> Result<String, std::fmt::Error> {
         let count = |gauge: &Gauge, number: u64| {
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         };
@@ -262,6 +267,7 @@ impl Metrics {
         }
         count(&self.queued, tally.sessions_in("queued"));
         count(&self.stuck, tally.desktops_in("stuck"));
+        count(&self.draining, drain.is_some().into());
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -4,6 +4,7 @@
 //! * One orchestrator per state folder.
 //! * SIGTERM and SIGINT end it within a bound. Desktops go on; the next one takes them up.
 
+use crate::admin;
 use crate::agents::{Agents, Callers};
 use crate::ansible::Ansible;
 use crate::clock::Clock;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 /// Supervisors run this very program, also after a package upgrade replaced its file.
 const PROGRAM: &str = "/proc/self/exe";
@@ -55,6 +56,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         format!("{listen} cannot be listened on; stop what uses it, or set `listen` in the configuration")
     })?;
     let address = listener.local_addr()?;
+    let administrators = admin::listen(&config.state_dir)
+        .inspect_err(|error| warn!("{error:#}"))
+        .ok();
     if config.uses(ProviderKind::Terraform) {
         let store = Arc::new(store.clone());
         let callers = Known(store.clone(), secrets.clone());
@@ -101,6 +105,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     .await?;
     info!(%address, "listening");
     let server = tokio::spawn(http::serve(control.clone(), listener));
+    if let Some(administrators) = administrators {
+        tokio::spawn(admin::serve(control.clone(), administrators));
+    }
     systemd::ready();
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping; desktops go on"),

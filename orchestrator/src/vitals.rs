@@ -6,6 +6,7 @@
 //! * Ready: alive, the store takes a change, desktops can be made by every provider, and nobody is told to go away. `/readyz` asks this.
 
 use crate::control::Control;
+use crate::drain;
 use crate::provider::CheckStatus;
 use mayfly_api::{Problem, ProblemCode, SessionId};
 use std::sync::{Mutex, PoisonError};
@@ -76,6 +77,9 @@ pub async fn ready(control: &Control) -> Result<(), Problem> {
     if shared.stopping.is_cancelled() {
         let why = "the orchestrator is stopping";
         return Err(Problem::new(ProblemCode::ShuttingDown, why));
+    }
+    if shared.drain.get().is_some() {
+        return Err(drain::problem());
     }
     alive(control).await?;
     let written = timeout(PATIENCE, shared.store.beat(shared.clock.now())).await;

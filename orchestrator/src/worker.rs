@@ -85,6 +85,8 @@ struct Worker {
     to_agent: mpsc::Sender<ToAgent>,
     /// How many desktops this process replaced.
     remade: u32,
+    /// The desktop was stuck when it was last looked at.
+    stuck: bool,
 }
 
 impl Worker {
@@ -101,6 +103,7 @@ impl Worker {
             companions: JoinSet::new(),
             to_agent: mpsc::channel(1).0,
             remade: 0,
+            stuck: false,
         };
         (worker, signals)
     }
@@ -148,6 +151,14 @@ impl Worker {
                 remade: self.remade,
                 ..Facts::new(name, self.shared.clock.now())
             });
+        }
+        let was_stuck = std::mem::replace(&mut self.stuck, desktop.phase() == DesktopPhase::Stuck);
+        if was_stuck
+            && !self.stuck
+            && let Some(facts) = self.facts.as_mut()
+        {
+            // An administrator has its removal tried again, as if for the first time.
+            (facts.removals_failed, facts.removal_failed) = (0, None);
         }
         let runs = matches!(
             desktop.phase(),

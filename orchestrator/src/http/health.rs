@@ -35,7 +35,7 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static st
 pub(super) async fn metrics(State(control): State<Control>) -> Result<impl IntoResponse, Refused> {
     let shared = &control.shared;
     let tally = shared.store.tally().await?;
-    let text = shared.metrics.show(&tally);
+    let text = shared.metrics.show(&tally, shared.drain.get());
     let text = text.map_err(|error| Refused::new(ProblemCode::Internal, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text))
 }

@@ -17,4 +17,5 @@ mod process;
 mod prototype;
 mod provider;
 mod receipt;
+mod stuck;
 mod words;

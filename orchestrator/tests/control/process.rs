@@ -43,7 +43,7 @@ pub(crate) fn configured(dir: &Path) -> (PathBuf, String) {
     (config, format!("http://{listen}"))
 }
 
-async fn serve(dir: &Path, config: &Path, url: &str) -> Service {
+pub(crate) async fn serve(dir: &Path, config: &Path, url: &str) -> Service {
     let log = File::options()
         .create(true)
         .append(true)
@@ -167,7 +167,7 @@ async fn a_signal_ends_it_in_order_and_a_second_one_is_refused_the_same_state() 
     assert!(run(&["migrate", "--config"], &config).status.success());
 }
 
-fn run(arguments: &[&str], config: &Path) -> Output {
+pub(crate) fn run(arguments: &[&str], config: &Path) -> Output {
     Command::new(PROGRAM)
         .args(arguments)
         .arg(config)
