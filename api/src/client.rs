@@ -8,7 +8,7 @@
 //! [`ClientError::Problem`] carries the orchestrator's own words; everything else is transport.
 
 use crate::{
-    CreateSession, Created, Credentials, Heartbeat, Keep, Problem, Session, SessionEvent,
+    CreateSession, Created, Credentials, Heartbeat, Keep, Problem, Receipt, Session, SessionEvent,
     SessionId, problem,
 };
 use futures_util::StreamExt;
@@ -246,6 +246,19 @@ impl Client {
         secret: &SecretString,
     ) -> Result<Session, ClientError> {
         self.json(self.session(Method::DELETE, id, "", secret))
+            .await
+    }
+
+    /// What was checked to be gone at its end.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a conflict until it is over.
+    pub async fn receipt(
+        &self,
+        id: SessionId,
+        secret: &SecretString,
+    ) -> Result<Receipt, ClientError> {
+        self.json(self.session(Method::GET, id, "/receipt", secret))
             .await
     }
 

@@ -10,10 +10,12 @@ pub mod id;
 #[cfg(feature = "pinned")]
 pub mod pinned;
 pub mod problem;
+pub mod receipt;
 pub mod session;
 
 pub use id::{DesktopName, SessionId};
 pub use problem::{Problem, ProblemCode};
+pub use receipt::{Absence, Receipt, Removal};
 pub use session::{
     CreateSession, Created, Credentials, EndReason, Failure, Heartbeat, Keep, RdpClientState,
     RdpEndpoint, Session, SessionEvent, SessionPhase, Setback, Stage, StageName, StageProgress,

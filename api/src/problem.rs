@@ -38,6 +38,8 @@ pub enum ProblemCode {
     TimedOut,
     /// The orchestrator is stopping.
     ShuttingDown,
+    /// An administrator has the orchestrator give out no new desktops.
+    Draining,
     /// A fault in the orchestrator.
     Internal,
     /// A code that this version does not know.
@@ -88,6 +90,7 @@ impl Problem {
             C::ProviderUnavailable => (503, "Desktops cannot be made now", true),
             C::CreateFailed => (502, "The desktop could not be made", true),
             C::TimedOut => (504, "It took too long", true),
+            C::Draining => (503, "No new desktops are given out", true),
             C::ShuttingDown => (503, "The orchestrator is stopping", true),
             C::Internal | C::Unknown => (500, "The orchestrator failed", true),
         };

@@ -8,11 +8,14 @@
 use crate::clock::{Clock, after, between};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
+use crate::drain::{self, Drain};
 use crate::failpoints::{self, around};
+use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
+use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
@@ -20,8 +23,8 @@ use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +82,12 @@ pub struct Shared {
     pub secrets: Arc<Secrets>,
     /// Who follows what.
     pub hub: Hub,
+    /// What is counted and measured.
+    pub metrics: Metrics,
+    /// Whether it is alive.
+    pub vitals: Vitals,
+    /// Whether no new sessions are taken.
+    pub drain: Drain,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
     /// The orchestrator stops; machines go on.
@@ -151,8 +160,11 @@ impl Shared {
         id: SessionId,
         change: impl FnOnce(&mut Record) -> Change + Send + 'static,
     ) -> Result<Option<(Record, Change)>, StoreError> {
-        let now = self.clock.now();
+        let (now, begun) = (self.clock.now(), Instant::now());
+        let before = Arc::new(OnceLock::new());
+        let was = before.clone();
         let change = move |record: &mut Record| {
+            let _ = was.set(record.phase);
             let changed = change(record);
             if changed != Change::Nothing {
                 failpoints::before(|| record.commit());
@@ -160,8 +172,12 @@ impl Shared {
             changed
         };
         let done = self.store.update(id, now, Box::new(change)).await?;
+        self.metrics.stored("update", begun.elapsed());
         if let Some((record, Change::Told | Change::Quiet)) = &done {
             failpoints::after(|| record.commit());
+            if before.get() != Some(&record.phase) {
+                self.metrics.entered(record);
+            }
             self.hub.publish(record);
         }
         Ok(done)
@@ -208,11 +224,14 @@ impl Control {
     ) -> Result<Self, StoreError> {
         let control = Self {
             shared: Arc::new(Shared {
-                config,
                 store,
                 clock,
                 secrets,
                 hub: Hub::default(),
+                metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
+                vitals: Vitals::default(),
+                drain: Drain::open(&config.state_dir),
+                config,
                 dispatch: Notify::new(),
                 stopping: CancellationToken::new(),
                 full: Mutex::default(),
@@ -296,6 +315,9 @@ impl Control {
                 "the orchestrator is stopping; ask again when it is back",
             ));
         }
+        if shared.drain.get().is_some() {
+            return Err(drain::problem().into());
+        }
         self.can_make(&wish).await?;
         let expected = shared
             .store
@@ -303,8 +325,10 @@ impl Control {
             .await?;
         let limits = &shared.config.limits;
         let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
+        let begun = Instant::now();
         let accepted = shared.store.accept(record, idempotency, limits.max_queued);
         let accepted = around("commit accept", accepted).await?;
+        shared.metrics.stored("accept", begun.elapsed());
         if let Accepted::New(record) = &accepted {
             info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
             self.work_for(record.id);
@@ -523,6 +547,7 @@ async fn dispatch(shared: Arc<Shared>) {
             Ok(()) => {}
             Err(error) => error!(%error, "the queue could not be worked on"),
         }
+        shared.vitals.dispatched();
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = shared.dispatch.notified() => {}
@@ -532,10 +557,15 @@ async fn dispatch(shared: Arc<Shared>) {
 }
 
 async fn give_places(shared: &Shared) -> Result<(), StoreError> {
+    if let Some(rest) = shared.drain.get() {
+        drain::work(shared, rest).await?;
+    }
     let limits = &shared.config.limits;
     loop {
-        let (full, now) = (shared.waiting(), shared.clock.now());
-        let Some(record) = shared.store.plan_next(limits, &full, now).await? else {
+        let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
+        let planned = shared.store.plan_next(limits, &full, now).await?;
+        shared.metrics.stored("plan", begun.elapsed());
+        let Some(record) = planned else {
             break;
         };
         failpoints::after(|| record.commit());
@@ -555,6 +585,7 @@ async fn reap(shared: Arc<Shared>) {
         for (kind, provider) in &shared.providers {
             let suspects = suspects.entry(kind).or_default();
             if let Err(error) = reap_from(&shared, provider, suspects).await {
+                shared.metrics.provider_failed(kind, "list");
                 warn!(provider = kind, error = %format!("{error:#}"), "not looked for machines without owner");
             }
         }
@@ -595,10 +626,13 @@ async fn reap_from(
         spare(shared, &**provider, &restored, &mut unowned).await;
     }
     let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
+    let (metrics, kind) = (&shared.metrics, provider.kind());
+    metrics.reaped(kind, Reaped::Found, new.len());
     *suspects = new.into_iter().collect();
     if again.len() > most {
+        metrics.reaped(kind, Reaped::HeldBack, again.len() - most);
         error!(
-            provider = provider.kind(),
+            provider = kind,
             unowned = again.len(),
             all = there_are,
             "so many machines without owner may be a mistake about who owns them: {most} of them are removed now, the others later"
@@ -607,9 +641,13 @@ async fn reap_from(
     }
     for name in again.into_iter().take(most) {
         warn!(desktop = %name, "nobody owns it; removing it");
-        if let Err(error) = around("reap", provider.destroy(name)).await {
-            error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
-            suspects.insert(name);
+        match around("reap", provider.destroy(name)).await {
+            Ok(_) => metrics.reaped(kind, Reaped::Removed, 1),
+            Err(error) => {
+                metrics.provider_failed(kind, "destroy");
+                error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
+                suspects.insert(name);
+            }
         }
     }
     Ok(())

@@ -20,8 +20,11 @@ const FRESH: Duration = Duration::from_secs(15);
 const CREATE_GRACE: Duration = Duration::from_secs(10);
 /// After so many failed removals a desktop is stuck.
 const REMOVAL_ATTEMPTS: u32 = 8;
-/// A stuck desktop is tried again this often.
+/// A stuck desktop is tried again after this, then twice as late each time, an hour at most.
 const STUCK_RETRY: Duration = Duration::from_secs(60);
+const STUCK_RETRY_MAX: Duration = Duration::from_secs(3_600);
+/// After so many failed removals, about a day, only an administrator or another process has it tried again.
+const LAST_REMOVAL: u32 = REMOVAL_ATTEMPTS + 30;
 /// So many desktops are made again for one session when something was in the way or one took too long.
 const REMAKES: u32 = 2;
 /// A connected person is warned so many seconds before the end.
@@ -312,8 +315,12 @@ fn remove(desktop: &Desktop, facts: &Facts, now: Timestamp) -> Action {
     if facts.removals_failed >= REMOVAL_ATTEMPTS && !stuck {
         return Action::Stuck(reason.clone());
     }
+    if stuck && facts.removals_failed >= LAST_REMOVAL {
+        return Action::Wait(None);
+    }
     let pause = if stuck {
-        STUCK_RETRY
+        let tried = facts.removals_failed.saturating_sub(REMOVAL_ATTEMPTS);
+        (STUCK_RETRY * (1 << tried.min(6))).min(STUCK_RETRY_MAX)
     } else {
         Duration::from_secs(1 << facts.removals_failed.min(4))
     };

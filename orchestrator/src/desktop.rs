@@ -250,6 +250,16 @@ impl Desktop {
         Ok(())
     }
 
+    /// Its removal is tried again.
+    ///
+    /// # Errors
+    /// Unless it is stuck.
+    pub fn retry(&mut self) -> Result<(), NotNow> {
+        self.step(DesktopPhase::Stuck, DesktopPhase::Destroying)?;
+        self.stuck_reason = None;
+        Ok(())
+    }
+
     /// It was checked that nothing of it is left.
     ///
     /// # Errors

@@ -16,12 +16,9 @@ use crate::control::Shared;
 use crate::decide::{Facts, Failed, Progress};
 use crate::failpoints::around;
 use crate::provider::{Provider, Section};
+use crate::serve;
 use crate::session::Record;
-use crate::store::postgres::PostgresStore;
-use crate::store::sqlite::SqliteStore;
 use crate::store::words::{Kept, Whose};
-use crate::store::{Store, StoreError};
-use anyhow::Context;
 use mayfly_api::{DesktopName, EndReason, Failure, SessionId, SessionPhase};
 use regex::Regex;
 use secrecy::{ExposeSecret, SecretString};
@@ -73,14 +70,7 @@ pub async fn keep(
             return;
         }
     };
-    let secrets = &shared.secrets;
-    let secrets = [
-        secrets.session_secret(session),
-        secrets.agent_token(session),
-        secrets.password(session),
-        secrets.join_password(name),
-        secrets.terraform_password(name),
-    ];
+    let secrets = shared.secrets.of(session, name);
     let text = tokio::task::spawn_blocking(move || compose(sections, &secrets)).await;
     let text = text.unwrap_or_default();
     if text.is_empty() {
@@ -107,32 +97,15 @@ pub async fn keep(
 /// # Errors
 /// If the database cannot be read or nothing is kept.
 pub async fn show(config: &Config, whose: Whose) -> anyhow::Result<String> {
-    let path = config.state_dir.join("mayfly.db");
-    let place = if config.store.is_postgres() {
-        "the database at store.url".to_owned()
-    } else {
-        path.display().to_string()
-    };
-    let options = config.store.is_postgres().then(|| config.store.open());
-    let options = options.transpose()?;
-    let read = async {
-        let store: Arc<dyn Store> = match options {
-            Some(options) => Arc::new(PostgresStore::open(options).await?),
-            None => Arc::new(SqliteStore::open_to_read(&path).await?),
-        };
+    let (kept, session) = serve::read_store(config, async |store| {
         let kept = store.kept(whose).await?;
         let session = match kept.first() {
             Some(first) => store.get(first.session).await?,
             None => None,
         };
-        store.close().await;
-        Ok::<_, StoreError>((kept, session))
-    };
-    let (kept, session) = read.await.with_context(|| {
-        format!(
-            "{place} cannot be read; if it is of an older version, run: mayfly-orchestrator migrate"
-        )
-    })?;
+        Ok((kept, session))
+    })
+    .await?;
     anyhow::ensure!(
         !kept.is_empty(),
         "nothing is kept of {whose}; only a desktop that failed leaves something, and it goes with its session, a week later"

@@ -3,6 +3,7 @@
 //! `http` → [`store`] ← [`worker`]: observe, [`decide`] (pure), do, commit. The way in for programs is
 //! [`control::Control`].
 
+pub mod admin;
 pub mod agents;
 pub mod ansible;
 pub mod clock;
@@ -12,19 +13,25 @@ pub mod decide;
 pub mod desktop;
 pub mod doctor;
 pub mod domain;
+pub mod drain;
 mod failpoints;
 pub mod http;
 pub mod image;
 pub mod last_words;
+pub mod list;
+pub mod metrics;
 pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+pub mod receipt;
 mod run;
 pub mod secret;
 pub mod serve;
 pub mod session;
 pub mod store;
 pub mod supervise;
+pub mod systemd;
 pub mod trust;
+pub mod vitals;
 pub mod worker;

@@ -2,15 +2,21 @@
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mayfly_api::DesktopName;
+use mayfly_orchestrator::admin::{self, Resolution, Until};
 use mayfly_orchestrator::config::Config;
+use mayfly_orchestrator::drain::Rest;
+use mayfly_orchestrator::list::{self, Which};
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
 use mayfly_orchestrator::store::words::Whose;
-use mayfly_orchestrator::{doctor, image, last_words, serve, supervise};
+use mayfly_orchestrator::{doctor, image, last_words, receipt, serve, supervise, systemd};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 #[derive(Parser)]
 #[command(name = "mayfly-orchestrator", version, about)]
@@ -30,7 +36,15 @@ enum Command {
     /// Copies the database into a new file, also while the service runs; PostgreSQL has pg_dump for that
     Backup(BackupCommand),
     /// Shows what a desktop that failed left to read: console, journal, the words of what made it
-    Logs(LogsCommand),
+    Logs(AboutCommand),
+    /// Shows what was checked to be gone when a desktop was removed, by whom, and when
+    Receipt(AboutCommand),
+    /// Shows the sessions that are not over, with their desktops
+    List(ListCommand),
+    /// Takes no new sessions, says what is left, and if you like waits for it
+    Drain(DrainCommand),
+    /// Says what becomes of a desktop that could not be removed
+    Resolve(ResolveCommand),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -56,9 +70,9 @@ struct ServeCommand {
     /// Leave a desktop that could not be made for an hour, so that you can look at it (limits.keep_failed_s)
     #[arg(long)]
     keep_failed: bool,
-    /// How the log on stderr looks
-    #[arg(long, value_enum, default_value_t = LogFormat::Plain)]
-    log: LogFormat,
+    /// How the log looks: on stderr, or in systemd's journal, which it goes to by itself if that is where stderr goes
+    #[arg(long, value_enum)]
+    log: Option<LogFormat>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -67,6 +81,8 @@ enum LogFormat {
     Plain,
     /// One JSON object a line
     Json,
+    /// To systemd's journal, with MAYFLY_SESSION, MAYFLY_DESKTOP and the like as fields
+    Journal,
 }
 
 #[derive(Args)]
@@ -87,11 +103,59 @@ struct BackupCommand {
 }
 
 #[derive(Args)]
-struct LogsCommand {
+struct AboutCommand {
     #[command(flatten)]
     file: ConfigFile,
     /// The id of a session, or the name of a desktop
     whose: Whose,
+}
+
+#[derive(Args)]
+struct ListCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Only those whose desktop could not be removed, with the reason
+    #[arg(long)]
+    stuck: bool,
+}
+
+#[derive(Args)]
+struct DrainCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Ends every session now; without it they end by themselves
+    #[arg(long)]
+    end: bool,
+    /// Waits until no session is left
+    #[arg(long)]
+    wait: bool,
+    /// Takes sessions again
+    #[arg(long, conflicts_with_all = ["end", "wait"])]
+    off: bool,
+}
+
+#[derive(Args)]
+struct ResolveCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The desktop
+    desktop: DesktopName,
+    #[command(flatten)]
+    how: How,
+    /// With --gone: without asking the provider, since you have looked yourself
+    #[arg(long, requires = "gone")]
+    i_have_checked: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct How {
+    /// Tries its removal again, as if for the first time
+    #[arg(long)]
+    retry: bool,
+    /// Counts it as gone, if its provider does not list it any more
+    #[arg(long)]
+    gone: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -101,7 +165,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Uplink(command) => uplink::run(&command)?,
         Command::Image(command) => runtime()?.block_on(image::run(command))?,
         Command::Serve(command) => {
-            log_to_stderr(command.log);
+            begin_log(command.log)?;
             let mut config = Config::load(command.file.config.as_deref())?;
             if command.keep_failed && config.limits.keep_failed_s == 0 {
                 config.limits.keep_failed_s = 3_600;
@@ -117,6 +181,44 @@ fn main() -> anyhow::Result<ExitCode> {
             let config = Config::load(command.file.config.as_deref())?;
             runtime()?.block_on(serve::back_up(&config, &command.to))?;
         }
+        Command::Receipt(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let text = runtime()?.block_on(receipt::show(&config, command.whose))?;
+            std::io::stdout().write_all(text.as_bytes())?;
+        }
+        Command::List(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let which = if command.stuck {
+                Which::Stuck
+            } else {
+                Which::All
+            };
+            runtime()?
+                .block_on(list::lines(&config, which))?
+                .iter()
+                .for_each(|line| say(line));
+        }
+        Command::Drain(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let rest = if command.end { Rest::End } else { Rest::Wait };
+            let rest = (!command.off).then_some(rest);
+            let until = if command.wait {
+                Until::Over
+            } else {
+                Until::Told
+            };
+            runtime()?.block_on(admin::drain_from_here(&config, rest, until, say))?;
+        }
+        Command::Resolve(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let how = match (command.how.retry, command.i_have_checked) {
+                (true, _) => Resolution::Retry,
+                (false, true) => Resolution::GoneAsChecked,
+                (false, false) => Resolution::Gone,
+            };
+            let said = admin::resolve_from_here(&config, command.desktop, how);
+            say(&runtime()?.block_on(said)?);
+        }
         Command::Doctor(command) => return examine(&command),
         Command::Migrate(file) => {
             let config = Config::load(file.config.as_deref())?;
@@ -127,20 +229,45 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A line on standard output; nobody may be there to read it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Runtime::new().context("no asynchronous runtime")
 }
 
 /// `MAYFLY_LOG` filters, as `tracing_subscriber::EnvFilter` reads it.
-fn log_to_stderr(format: LogFormat) {
+fn begin_log(wanted: Option<LogFormat>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Plain => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let format = wanted.unwrap_or_else(|| {
+        if systemd::reads_stderr(journal.as_deref(), std::io::stderr()) {
+            LogFormat::Journal
+        } else {
+            LogFormat::Plain
+        }
+    });
+    let lines = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+    };
+    let layer = match format {
+        LogFormat::Plain => lines().boxed(),
+        LogFormat::Json => lines().json().boxed(),
+        LogFormat::Journal => match tracing_journald::layer() {
+            Ok(journal) => journal.with_field_prefix(Some("MAYFLY".to_owned())).boxed(),
+            Err(_) if wanted.is_none() => lines().boxed(),
+            Err(error) => return Err(error).context("systemd's journal cannot be written to"),
+        },
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .init();
+    Ok(())
 }
 
 fn examine(command: &DoctorCommand) -> anyhow::Result<ExitCode> {

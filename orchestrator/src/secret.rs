@@ -91,6 +91,18 @@ impl Secrets {
         mac.finalize().into_bytes().into()
     }
 
+    /// All secrets of a session and of a desktop of it.
+    #[must_use]
+    pub fn of(&self, session: SessionId, desktop: DesktopName) -> [SecretString; 5] {
+        [
+            self.session_secret(session),
+            self.agent_token(session),
+            self.password(session),
+            self.join_password(desktop),
+            self.terraform_password(desktop),
+        ]
+    }
+
     /// What calls on this session carry as `Authorization: Bearer …`.
     #[must_use]
     pub fn session_secret(&self, session: SessionId) -> SecretString {

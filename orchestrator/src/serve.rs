@@ -4,6 +4,7 @@
 //! * One orchestrator per state folder.
 //! * SIGTERM and SIGINT end it within a bound. Desktops go on; the next one takes them up.
 
+use crate::admin;
 use crate::agents::{Agents, Callers};
 use crate::ansible::Ansible;
 use crate::clock::Clock;
@@ -17,9 +18,10 @@ use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
 use crate::provider::terraform::{self, Terraform};
 use crate::secret::{self, Secrets};
-use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError};
+use crate::systemd;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
@@ -31,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 /// Supervisors run this very program, also after a package upgrade replaced its file.
 const PROGRAM: &str = "/proc/self/exe";
@@ -55,6 +57,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         format!("{listen} cannot be listened on; stop what uses it, or set `listen` in the configuration")
     })?;
     let address = listener.local_addr()?;
+    let administrators = admin::listen(&config.state_dir)
+        .inspect_err(|error| warn!("{error:#}"))
+        .ok();
     if config.uses(ProviderKind::Terraform) {
         let callers = Known(store.clone(), secrets.clone());
         let agents = Agents::open(&config.agents, &config.state_dir, Arc::new(callers)).await?;
@@ -94,10 +99,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Control::start(config, store.clone(), secrets, Clock::default(), providers).await?;
     info!(%address, "listening");
     let server = tokio::spawn(http::serve(control.clone(), listener));
+    if let Some(administrators) = administrators {
+        tokio::spawn(admin::serve(control.clone(), administrators));
+    }
+    systemd::ready();
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping; desktops go on"),
         _ = interrupt.recv() => info!("SIGINT: stopping; desktops go on"),
+        () = systemd::feed(control.clone()) => {}
     }
+    systemd::stopping();
     control.stop(PATIENCE).await;
     server.await??;
     store.close().await;
@@ -116,6 +127,37 @@ pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let path = config.state_dir.join("mayfly.db");
     let store = SqliteStore::open(&path).await;
     Ok(Arc::new(store.with_context(|| unusable(&path))?))
+}
+
+/// Reads the database that a service may be using.
+///
+/// # Errors
+/// What failed, on what, and what to do.
+pub async fn read_store<T>(
+    config: &Config,
+    read: impl AsyncFnOnce(&dyn Store) -> Result<T, StoreError>,
+) -> anyhow::Result<T> {
+    let path = config.state_dir.join("mayfly.db");
+    let (place, options) = if config.store.is_postgres() {
+        let place = "the database at store.url".to_owned();
+        (place, Some(config.store.open()?))
+    } else {
+        (path.display().to_string(), None)
+    };
+    let done = async {
+        let store: Box<dyn Store> = match options {
+            Some(options) => Box::new(PostgresStore::open(options).await?),
+            None => Box::new(SqliteStore::open_to_read(&path).await?),
+        };
+        let done = read(&*store).await;
+        store.close().await;
+        done
+    };
+    done.await.with_context(|| {
+        format!(
+            "{place} cannot be read; if it is of an older version, run: mayfly-orchestrator migrate"
+        )
+    })
 }
 
 const NOT_POSTGRES: &str = "the database at store.url cannot be used";

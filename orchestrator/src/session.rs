@@ -464,13 +464,26 @@ impl Record {
     pub fn stuck(&mut self, name: DesktopName, reason: String) -> Result<(), NotNow> {
         let problem = Problem::new(
             mayfly_api::ProblemCode::Internal,
-            format!("{name} could not be removed, it is tried again every minute: {reason}"),
+            format!(
+                "{name} could not be removed, it is tried again more and more rarely for a day: {reason}"
+            ),
         );
         self.desktop_mut(name)?.stuck(reason)?;
         if self.phase == SessionPhase::Ending && self.failure.is_none() {
             let stage = StageName::Destroying;
             self.failure = Some(Failure { stage, problem });
         }
+        Ok(())
+    }
+
+    /// The removal of its stuck desktop is tried again.
+    ///
+    /// # Errors
+    /// Unless the desktop is stuck.
+    pub fn retry(&mut self, name: DesktopName) -> Result<(), NotNow> {
+        self.desktop_mut(name)?.retry()?;
+        self.failure
+            .take_if(|failure| failure.stage == StageName::Destroying);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::last_words;
 use crate::provider::news::Listener;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
+use crate::receipt;
 use crate::session::Record;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
@@ -90,6 +91,8 @@ struct Worker {
     to_agent: mpsc::Sender<ToAgent>,
     /// How many desktops this process replaced.
     remade: u32,
+    /// The desktop was stuck when it was last looked at.
+    stuck: bool,
 }
 
 impl Worker {
@@ -107,6 +110,7 @@ impl Worker {
             companions: JoinSet::new(),
             to_agent: mpsc::channel(1).0,
             remade: 0,
+            stuck: false,
         };
         (worker, signals)
     }
@@ -155,6 +159,14 @@ impl Worker {
                 ..Facts::new(name, self.shared.clock.now())
             });
         }
+        let was_stuck = std::mem::replace(&mut self.stuck, desktop.phase() == DesktopPhase::Stuck);
+        if was_stuck
+            && !self.stuck
+            && let Some(facts) = self.facts.as_mut()
+        {
+            // An administrator has its removal tried again, as if for the first time.
+            (facts.removals_failed, facts.removal_failed) = (0, None);
+        }
         let runs = matches!(
             desktop.phase(),
             DesktopPhase::Booting
@@ -188,7 +200,7 @@ impl Worker {
             Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
             progress = self.news.next() => self.progressed(progress).await?,
             Some(done) = self.operation.join_next() => {
-                self.done(done);
+                self.done(done, provider.kind());
                 // Before its stage is over.
                 if let Some(last) = self.news.unheard() {
                     self.progressed(Some(last)).await?;
@@ -199,7 +211,11 @@ impl Worker {
         Ok(Next::Again)
     }
 
-    fn done(&mut self, done: Result<(Op, Result<(), Failed>), tokio::task::JoinError>) {
+    fn done(
+        &mut self,
+        done: Result<(Op, Result<(), Failed>), tokio::task::JoinError>,
+        provider: &str,
+    ) {
         let now = self.shared.clock.now();
         let Some(facts) = self.facts.as_mut() else {
             return;
@@ -213,6 +229,9 @@ impl Worker {
             }
             (Err(_), None) => return,
         };
+        if result.is_err() && op != Op::Adopt {
+            self.shared.metrics.operation_failed(provider, op);
+        }
         match (op, result) {
             (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
             (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
@@ -536,15 +555,23 @@ impl Worker {
                 let (shared, session) = (self.shared.clone(), self.id);
                 self.operation.spawn(async move {
                     if failed {
-                        around("last words", last_words::keep(shared, &*provider, session, name)).await;
+                        let words = last_words::keep(shared.clone(), &*provider, session, name);
+                        around("last words", words).await;
                     }
                     if may_have_open_files
                         && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }
-                    let gone = around("destroy", provider.destroy(name)).await;
-                    (op, gone.map_err(Failed::from))
+                    let gone = async {
+                        let checked = around("destroy", provider.destroy(name)).await?;
+                        let kept = receipt::keep(&shared, session, name, checked).await;
+                        kept.map_err(|error| {
+                            let why = format!("the receipt of {name} could not be kept: {error}");
+                            for_good(ProblemCode::Internal, why)
+                        })
+                    };
+                    (op, gone.await)
                 });
             }
         }

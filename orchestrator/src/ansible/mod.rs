@@ -16,14 +16,14 @@ use crate::clock::s;
 use crate::provider::news::News;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, Locks, MachineState, Provider,
-    ProviderError, Section, SshServer, Steps, lock_of,
+    ProviderError, Section, SshServer, Steps, absent, lock_of,
 };
 use crate::run::{Language, Run, one_line};
 use crate::secret::Secrets;
 use anyhow::Context;
 use async_trait::async_trait;
 use mayfly_api::agent::Bootstrap;
-use mayfly_api::{DesktopName, StageProgress};
+use mayfly_api::{Absence, DesktopName, StageProgress};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -356,16 +356,19 @@ impl Provider for Ansible {
         self.machines.ssh(name).await
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         let _alone = self.lock(name).await;
         let run = self.run(name);
         if run.folder().exists() {
             run.end().await.map_err(ProviderError::Failed)?;
             self.step(STEPS[4])?;
         }
-        self.machines.destroy(name).await?;
+        let mut gone = self.machines.destroy(name).await?;
         self.step(STEPS[5])?;
-        remove(run.folder())
+        remove(run.folder())?;
+        let folder = run.folder().display().to_string();
+        gone.push(absent("ansible", "run of the playbook", folder));
+        Ok(gone)
     }
 
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError> {

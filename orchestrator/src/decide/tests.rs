@@ -1,6 +1,7 @@
 //! A model of the world around [`decide`]: any order of events, crashes and slow operations.
 
 use super::*;
+use crate::desktop::NotNow;
 use crate::session::{Expected, Wish};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -520,6 +521,36 @@ fn a_desktop_that_cannot_be_removed_is_stuck_with_the_reason_and_tried_again() {
     model.happen(&Event::Succeed);
     assert_eq!(model.record.phase, SessionPhase::Ended);
     assert_eq!(model.record.failure, None);
+}
+
+#[test]
+fn a_stuck_desktop_is_tried_more_and_more_rarely_and_after_a_day_no_more() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Cancel);
+    for _ in 0..8 {
+        model.happen(&Event::OpFails);
+        model.happen(&Event::Pass(30));
+    }
+    let begun = model.now;
+    let mut pauses = Vec::new();
+    let mut last = model.now;
+    while model.now < after(begun, s(3 * 86_400)) {
+        if model.facts.as_ref().unwrap().busy == Some(Op::Destroy) {
+            pauses.push(between(last, model.now).as_secs());
+            last = model.now;
+            model.happen(&Event::OpFails);
+        }
+        model.happen(&Event::Pass(30));
+    }
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    assert_eq!(pauses.last(), Some(&3_600));
+    let tried = between(begun, last);
+    assert!((s(72_000)..s(108_000)).contains(&tried), "{tried:?}");
+    let name = model.live().unwrap();
+    model.record.retry(name).unwrap();
+    assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Destroying));
+    assert_eq!(model.record.failure, None);
+    assert_eq!(model.record.retry(name), Err(NotNow));
 }
 
 #[test]

@@ -18,14 +18,14 @@ use crate::failpoints::around;
 use crate::provider::news::News;
 use crate::provider::{
     AgentChannel, Check, CheckStatus, DesktopSpec, Extra, MachineState, Provider, ProviderError,
-    Section,
+    Section, absent,
 };
 use crate::secret::{self, Secrets};
 use anyhow::Context;
 use async_trait::async_trait;
 use jiff::SignedDuration;
-use mayfly_api::DesktopName;
 use mayfly_api::agent::Bootstrap;
+use mayfly_api::{Absence, DesktopName};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -218,11 +218,15 @@ impl Provider for Member {
         self.machines.last_words(name).await
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
-        self.machines.destroy(name).await?;
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
+        let mut gone = self.machines.destroy(name).await?;
         let note = self.note(name);
         match around("account remove", self.directory.remove(name)).await {
-            Ok(_) => {}
+            Ok(_) => gone.push(absent(
+                "domain",
+                "account",
+                format!("the computer {name} on every controller that answers"),
+            )),
             Err(error) if note.exists() => return Err(error.into()),
             // One that is there all the same is listed as soon as the domain answers.
             Err(error) => {
@@ -233,7 +237,7 @@ impl Provider for Member {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(
                 ProviderError::Failed(format!("{}: {error}", note.display())),
             ),
-            _ => Ok(()),
+            _ => Ok(gone),
         }
     }
 

@@ -8,6 +8,7 @@
 mod body;
 mod events;
 mod guard;
+mod health;
 mod prototype;
 mod refusal;
 mod sessions;
@@ -60,11 +61,15 @@ fn routes() -> OpenApiRouter<Control> {
         .routes(routes!(sessions::credentials))
         .routes(routes!(sessions::heartbeat))
         .routes(routes!(sessions::keep))
+        .routes(routes!(sessions::receipt))
         .routes(routes!(events::follow))
         .routes(routes!(prototype::create))
         .routes(routes!(prototype::destroy))
         .routes(routes!(prototype::list))
-        .routes(routes!(sessions::healthz))
+        .routes(routes!(prototype::metrics))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
         .routes(routes!(sessions::document))
 }
 
@@ -81,6 +86,7 @@ pub fn router(control: Control) -> Router {
         machines: control.shared.store.clone(),
         secrets: control.shared.secrets.clone(),
     };
+    let shared = control.shared.clone();
     router
         .with_state(control)
         .merge(terraform::router(backend))
@@ -88,6 +94,7 @@ pub fn router(control: Control) -> Router {
         .method_not_allowed_fallback(refusal::no_such_method)
         .layer(middleware::from_fn(guard::only_from_here))
         .layer(CatchPanicLayer::custom(refusal::panicked))
+        .layer(middleware::from_fn_with_state(shared, health::count))
 }
 
 /// Serves until the orchestrator stops, then closes event streams and gives open calls a bounded time.

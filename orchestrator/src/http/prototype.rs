@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId, SessionPhase};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use utoipa::ToSchema;
 
@@ -177,6 +178,42 @@ fn not_here() -> Refused {
         ProblemCode::NotFound,
         "there is no such session here; one made by /api/v1 is ended there, with its secret",
     )
+}
+
+/// So many, and in which phases.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Counted {
+    count: u64,
+    status: BTreeMap<String, u64>,
+}
+
+impl Counted {
+    fn of(status: BTreeMap<String, u64>) -> Self {
+        let count = status.values().sum();
+        Self { count, status }
+    }
+}
+
+/// Answer to `GET /api/metrics`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Numbers {
+    /// Those that are not over.
+    sessions: Counted,
+    /// Desktops of which something may exist.
+    vms: Counted,
+}
+
+/// Numbers, in the prototype's words; `/metrics` has more of them.
+#[utoipa::path(get, path = "/api/metrics", tag = "prototype", responses((status = 200, body = Numbers)))]
+pub(super) async fn metrics(State(control): State<Control>) -> Result<Json<Numbers>, Refused> {
+    let mut tally = control.shared.store.tally().await?;
+    tally
+        .sessions
+        .retain(|phase, _| !matches!(phase.as_str(), "ended" | "failed"));
+    Ok(Json(Numbers {
+        sessions: Counted::of(tally.sessions),
+        vms: Counted::of(tally.desktops),
+    }))
 }
 
 /// Every session that is not over.

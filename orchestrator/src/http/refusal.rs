@@ -25,16 +25,20 @@ impl IntoResponse for Refused {
 
 fn respond(problem: Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let unauthorized = problem.code == ProblemCode::Unauthorized;
+    let code = problem.code;
     let mut response = (status, Json(problem)).into_response();
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static(problem::MEDIA_TYPE),
     );
-    if unauthorized {
+    if code == ProblemCode::Unauthorized {
         // RFC 9110 §11.6.1: a 401 names the scheme.
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if code == ProblemCode::Draining {
+        // Nobody knows when it ends; a minute does not hurt.
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
     }
     response
 }

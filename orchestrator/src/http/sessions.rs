@@ -6,14 +6,15 @@ use crate::desktop::NotNow;
 use crate::secret;
 use crate::session::{Origin, Record};
 use crate::store::Change;
+use crate::store::words::Whose;
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use mayfly_api::{
-    CreateSession, Created, Credentials, EndReason, Heartbeat, Keep, Problem, ProblemCode, Session,
-    SessionId, SessionPhase,
+    CreateSession, Created, Credentials, EndReason, Heartbeat, Keep, Problem, ProblemCode, Receipt,
+    Session, SessionId, SessionPhase,
 };
 use tracing::info;
 
@@ -257,6 +258,32 @@ pub(super) async fn destroy(
     Ok((status, Json(record.view())))
 }
 
+/// What was checked to be gone when the session's desktops were removed: kept for a week.
+#[utoipa::path(
+    get, path = "/api/v1/sessions/{id}/receipt", tag = "sessions",
+    params(("id" = SessionId, Path)), security(("session_secret" = [])),
+    responses(
+        (status = 200, body = Receipt),
+        (status = 401, body = Problem, content_type = "application/problem+json"),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "Not over yet"),
+    )
+)]
+pub(super) async fn receipt(
+    State(control): State<Control>,
+    Mine(id): Mine,
+) -> Result<Json<Receipt>, Refused> {
+    let record = find(&control, id).await?;
+    if !record.phase.is_final() {
+        return Err(conflict(&record, "there is a receipt when it is over"));
+    }
+    let kept = control.shared.store.receipts(Whose::Session(id)).await?;
+    Ok(Json(Receipt {
+        session: id,
+        removals: kept.into_iter().map(|(_, removal)| removal).collect(),
+    }))
+}
+
 /// Ends a session because somebody asked for it; the same again changes nothing.
 pub(super) async fn end(control: &Control, id: SessionId) -> Result<Record, Refused> {
     let now = control.shared.clock.now();
@@ -272,19 +299,6 @@ pub(super) async fn end(control: &Control, id: SessionId) -> Result<Record, Refu
         control.shared.dispatch.notify_one();
     }
     Ok(record)
-}
-
-/// Is the orchestrator there?
-#[utoipa::path(get, path = "/healthz", tag = "service",
-    responses((status = 200, body = String, content_type = "text/plain"),
-              (status = 500, body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn healthz(State(control): State<Control>) -> Result<&'static str, Refused> {
-    control
-        .shared
-        .store
-        .events_after(SessionId::default(), 0)
-        .await?;
-    Ok("ok\n")
 }
 
 /// This document.

@@ -1,8 +1,9 @@
 //! Where desktops come from. One trait; the control plane knows nothing else about machines.
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
-use mayfly_api::{DesktopName, SessionId};
+use mayfly_api::{Absence, DesktopName, SessionId};
 use news::News;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -219,11 +220,21 @@ pub trait Provider: Send + Sync + 'static {
         )))
     }
 
-    /// Removes the machine and everything that was made for it.
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError>;
+    /// Removes the machine and everything that was made for it; what was then looked for and not found.
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError>;
 
     /// Every machine of ours that exists, in whole or in part.
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError>;
+}
+
+/// `by` has just looked for something and not found it.
+pub(crate) fn absent(by: &str, what: &str, place: impl Into<String>) -> Absence {
+    Absence {
+        what: what.to_owned(),
+        place: place.into(),
+        by: by.to_owned(),
+        checked_at: Timestamp::now(),
+    }
 }
 
 /// Shows the kernel's warnings and the end of the journal of what a desktop is made of: agent, RDP server, domain, first boot.

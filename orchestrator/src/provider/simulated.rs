@@ -9,13 +9,13 @@
 use super::news::News;
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
-    Steps,
+    Steps, absent,
 };
 use async_trait::async_trait;
 use data_encoding::{BASE64, HEXLOWER};
 use jiff::Timestamp;
-use mayfly_api::DesktopName;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
+use mayfly_api::{Absence, DesktopName};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use secrecy::ExposeSecret;
@@ -510,10 +510,14 @@ impl Provider for Simulated {
         }]
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         let _alone = self.alone(name).await;
+        let gone = || {
+            let file = self.file(name).display().to_string();
+            Ok(vec![absent("simulated", "machine", file)])
+        };
         if !self.file(name).exists() {
-            return Ok(());
+            return gone();
         }
         tokio::time::sleep(ms(self.world.config.destroy_ms)).await;
         if self.strikes(Fault::DestroyFails) {
@@ -534,7 +538,8 @@ impl Provider for Simulated {
                 _ => {}
             }
         }
-        self.step("destroy: file gone")
+        self.step("destroy: file gone")?;
+        gone()
     }
 
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError> {

@@ -1,16 +1,19 @@
 //! The store as a model: plain maps under one lock, for property tests. Nothing of it is durable.
 
 use super::machines::{Locking, Machines, Reserved, Reserving};
+use super::pulse::{Pulse, Tally};
+use super::receipts::Receipts;
 use super::words::{DESKTOPS, Kept, Whose, Words};
 use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
 use crate::clock::ms_between;
 use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase};
 use crate::last_words::LONGEST;
+use crate::metrics::word;
 use crate::session::{Expected, Record};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, SessionEvent, SessionId, SessionPhase, StageName};
+use mayfly_api::{DesktopName, Removal, SessionEvent, SessionId, SessionPhase, StageName};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +32,7 @@ struct Model {
     last: u32,
     machines: BTreeMap<DesktopName, Machine>,
     words: BTreeMap<DesktopName, Kept>,
+    receipts: BTreeMap<DesktopName, (SessionId, Removal)>,
     restored: Option<Restored>,
 }
 
@@ -238,6 +242,9 @@ impl Store for MemoryStore {
             model.events.remove(&record.id);
             model.keys.retain(|_, (_, session)| *session != record.id);
             model.words.retain(|_, kept| kept.session != record.id);
+            model
+                .receipts
+                .retain(|_, (session, _)| *session != record.id);
         }
         Ok(u64::try_from(over.len()).unwrap_or(u64::MAX))
     }
@@ -375,5 +382,50 @@ impl Words for MemoryStore {
             Whose::Desktop(name) => kept.desktop == name,
         };
         Ok(model.words.values().filter(its).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Receipts for MemoryStore {
+    async fn keep_receipt(&self, session: SessionId, removal: &Removal) -> Result<(), StoreError> {
+        let mut model = self.model();
+        let desktop = removal.desktop;
+        if !model.sessions.contains_key(&session) {
+            return Err(StoreError::Refused(format!("the receipt of {desktop}")));
+        }
+        let first = (session, removal.clone());
+        let kept = model.receipts.entry(desktop).or_insert(first);
+        kept.1 = removal.clone();
+        Ok(())
+    }
+
+    async fn receipts(&self, whose: Whose) -> Result<Vec<(SessionId, Removal)>, StoreError> {
+        let model = self.model();
+        let its = |(session, removal): &&(SessionId, Removal)| match whose {
+            Whose::Session(id) => *session == id,
+            Whose::Desktop(name) => removal.desktop == name,
+        };
+        Ok(model.receipts.values().filter(its).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Pulse for MemoryStore {
+    async fn beat(&self, _: Timestamp) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn tally(&self) -> Result<Tally, StoreError> {
+        let model = self.model();
+        let mut tally = Tally::default();
+        for record in model.sessions.values() {
+            let phase = word(&record.phase);
+            *tally.sessions.entry(phase).or_default() += 1;
+        }
+        for desktop in model.desktops() {
+            let phase = word(&desktop.phase());
+            *tally.desktops.entry(phase).or_default() += 1;
+        }
+        Ok(tally)
     }
 }

@@ -9,6 +9,8 @@
 pub mod machines;
 pub mod memory;
 pub mod postgres;
+pub mod pulse;
+pub mod receipts;
 pub mod sqlite;
 pub mod words;
 mod writer;
@@ -154,7 +156,7 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + words::Words {
+pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words::Words {
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

@@ -12,13 +12,15 @@ use crate::desktop::{Desktop, StoredDesktop};
 use crate::last_words::LONGEST;
 use crate::session::{Expected, Record, Wish};
 use crate::store::machines::{Locking, Machines, Reserved, Reserving};
+use crate::store::pulse::{Pulse, Tally};
+use crate::store::receipts::Receipts;
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, SessionEvent, SessionId, SessionPhase, Stage, StageName};
+use mayfly_api::{DesktopName, Removal, SessionEvent, SessionId, SessionPhase, Stage, StageName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
@@ -233,10 +235,7 @@ impl Words for Sql {
     }
 
     async fn kept(&self, whose: Whose) -> Result<Vec<Kept>, StoreError> {
-        let (session, desktop) = match whose {
-            Whose::Session(id) => (Some(id.to_string()), None),
-            Whose::Desktop(name) => (None, Some(number(name))),
-        };
+        let (session, desktop) = by(whose);
         let rows: Vec<(String, i64, i64, String)> = sqlx::query_as(
             "SELECT session_id, number, at_us, text FROM log WHERE session_id = $1 OR number = $2 ORDER BY number",
         )
@@ -254,6 +253,64 @@ impl Words for Sql {
                 })
             })
             .collect()
+    }
+}
+
+#[async_trait]
+impl Receipts for Sql {
+    async fn keep_receipt(&self, session: SessionId, removal: &Removal) -> Result<(), StoreError> {
+        let change = sqlx::query(
+            "INSERT INTO receipt (number, session_id, body) VALUES ($1, $2, $3)
+             ON CONFLICT (number) DO UPDATE SET body = excluded.body",
+        );
+        let change = change
+            .bind(number(removal.desktop))
+            .bind(session.to_string())
+            .bind(to_json(removal)?);
+        self.run(change).await
+    }
+
+    async fn receipts(&self, whose: Whose) -> Result<Vec<(SessionId, Removal)>, StoreError> {
+        let (session, desktop) = by(whose);
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT session_id, body FROM receipt WHERE session_id = $1 OR number = $2 ORDER BY number",
+        )
+        .bind(session)
+        .bind(desktop)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|(session, body)| Ok((parse(&session)?, json(&body)?)))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Pulse for Sql {
+    async fn beat(&self, now: Timestamp) -> Result<(), StoreError> {
+        let change = sqlx::query(
+            "INSERT INTO pulse (id, at_us) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET at_us = excluded.at_us",
+        );
+        self.run(change.bind(now.as_microsecond())).await
+    }
+
+    async fn tally(&self) -> Result<Tally, StoreError> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT 'session', phase, count(*) FROM session GROUP BY phase
+             UNION ALL SELECT 'desktop', phase, count(*) FROM desktop WHERE phase <> 'gone' GROUP BY phase",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let mut tally = Tally::default();
+        for (what, phase, many) in rows {
+            let of_them = if what == "session" {
+                &mut tally.sessions
+            } else {
+                &mut tally.desktops
+            };
+            of_them.insert(phase, u64::try_from(many).unwrap_or(0));
+        }
+        Ok(tally)
     }
 }
 
@@ -513,6 +570,14 @@ async fn keep(db: &mut Connection, words: Kept) -> Result<(), StoreError> {
 /// PostgreSQL's text cannot hold one.
 fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
+}
+
+/// The columns by which it is asked for.
+fn by(whose: Whose) -> (Option<String>, Option<i64>) {
+    match whose {
+        Whose::Session(id) => (Some(id.to_string()), None),
+        Whose::Desktop(name) => (None, Some(number(name))),
+    }
 }
 
 fn number(name: DesktopName) -> i64 {

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use mayfly_api::agent::Bootstrap;
-use mayfly_api::{DesktopName, SessionId, StageProgress};
+use mayfly_api::{Absence, DesktopName, SessionId, StageProgress};
 use mayfly_orchestrator::ansible::{Ansible, AnsibleConfig, STEPS};
 use mayfly_orchestrator::process::{self, Process};
 use mayfly_orchestrator::provider::conformance::{self, World};
@@ -87,7 +87,7 @@ impl Provider for Plain {
         known.ok_or_else(|| ProviderError::NotYet("it has no host key yet".to_owned()))
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         self.machines.destroy(name).await
     }
 

@@ -156,6 +156,29 @@ impl House {
         }
     }
 
+    /// The database can be read, and takes no change, as on a full disk.
+    pub(crate) async fn refuse_changes(&self) {
+        use sqlx::Connection;
+        let path = self.dir.path().join("mayfly.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut other = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
+        for event in ["INSERT", "UPDATE"] {
+            let trigger = format!(
+                "CREATE TRIGGER refuse_{event} BEFORE {event} ON pulse BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            );
+            let trigger = sqlx::AssertSqlSafe(trigger);
+            sqlx::query(trigger).execute(&mut other).await.unwrap();
+        }
+        other.close().await.unwrap();
+    }
+
+    /// The database is gone.
+    pub(crate) async fn lose_the_store(&self) {
+        self.store.close().await;
+    }
+
     pub(crate) async fn create(&self) -> Mine {
         let key = SessionId::new().to_string();
         let created = self

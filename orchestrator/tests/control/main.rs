@@ -5,17 +5,22 @@
     reason = "all of this crate is tests, its helpers too"
 )]
 
+mod admin;
 mod api;
 mod bad_input;
 #[path = "../store/cluster.rs"]
 mod cluster;
 mod crash;
 mod damage;
+mod health;
 mod house;
 mod life;
+mod packaging;
 mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod receipt;
 mod restore;
+mod stuck;
 mod words;

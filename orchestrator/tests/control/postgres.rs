@@ -1,4 +1,4 @@
-//! The program on PostgreSQL: the same life of a session, across a kill.
+//! The program on PostgreSQL: the same life of a session, across a kill, and what an administrator reads of it.
 
 use crate::cluster::Cluster;
 use crate::house::until;
@@ -54,8 +54,21 @@ async fn killed_while_a_desktop_is_in_use_it_goes_on_with_it_and_leaves_no_secre
     let again = reaches(&service, &created, SessionPhase::Ready).await;
     assert_eq!((again.desktop, again.rdp), (ready.desktop, ready.rdp));
     let (id, secret) = (created.session.id, &created.secret);
+    let health = reqwest::get(format!("{url}/readyz")).await.unwrap();
+    assert_eq!(health.status(), 200);
+    let prints = |arguments: &[&str]| {
+        let ran = run(&[arguments, &["--config"]].concat(), &config);
+        assert!(ran.status.success(), "{ran:?}");
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    assert!(prints(&["list"]).contains(&id.to_string()));
+    assert!(prints(&["drain"]).contains(&id.to_string()));
+    prints(&["drain", "--off"]);
     service.client.destroy(id, secret).await.unwrap();
     reaches(&service, &created, SessionPhase::Ended).await;
+    let receipt = prints(&["receipt", &id.to_string()]);
+    assert!(receipt.contains("no machine: "), "{receipt}");
+    assert_eq!(prints(&["list"]), "");
     drop(service);
 
     let dump = cluster.run("pg_dump", &["--data-only", "--dbname"], &database);

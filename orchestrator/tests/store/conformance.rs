@@ -4,7 +4,9 @@ use crate::on_every_store;
 use crate::place::Place;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use mayfly_api::{DesktopName, EndReason, SessionId, SessionPhase, StageName, StageProgress};
+use mayfly_api::{
+    Absence, DesktopName, EndReason, Removal, SessionId, SessionPhase, StageName, StageProgress,
+};
 use mayfly_orchestrator::clock::{after, between, s};
 use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::last_words::LONGEST;
@@ -12,7 +14,7 @@ use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
 use mayfly_orchestrator::store::machines::{Locking, Reserved, Reserving};
 use mayfly_orchestrator::store::words::{DESKTOPS, Kept, Whose};
 use mayfly_orchestrator::store::{Accepted, Change, Idempotency, Store};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +41,8 @@ on_every_store!(
     what_a_desktop_left_is_read_by_its_name_and_by_its_session_until_that_is_forgotten,
     a_session_keeps_the_words_of_its_latest_desktops_within_the_bound,
     of_all_desktops_the_latest_words_are_kept,
+    of_a_desktop_the_last_receipt_is_kept_until_its_session_is_forgotten,
+    a_beat_is_a_change_that_counts_nothing_and_what_is_there_is_counted_by_phase,
 );
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -262,6 +266,9 @@ async fn the_schema_refuses_what_cannot_be(place: Place) {
         "INSERT INTO machine (number, node, memory_mib) VALUES (1, 'n', 0)",
         "INSERT INTO machine (number, node, memory_mib, cloning) VALUES (1, 'n', 1, 2)",
         "INSERT INTO machine (number, node, memory_mib, lock_id) VALUES (1, 'n', 1, 'without words')",
+        "INSERT INTO receipt (number, session_id, body) SELECT 1, id, '{' FROM session LIMIT 1",
+        "INSERT INTO receipt (number, session_id, body) VALUES (1, 'nobody', '{}')",
+        "INSERT INTO pulse (id, at_us) VALUES (2, 0)",
         "INSERT INTO event (session_id, seq, at_us, body) SELECT session_id, seq, at_us, body FROM event",
         "INSERT INTO idempotency (key_sha256, request_sha256, session_id) VALUES ('k', 'r', 'nobody')",
     ] {
@@ -715,4 +722,81 @@ async fn of_all_desktops_the_latest_words_are_kept(place: Place) {
     let numbers: Vec<u32> = left.iter().map(|k| k.desktop.number()).collect();
     assert_eq!(numbers, [2, 3]);
     store.close().await;
+}
+
+fn removal(number: u32, what: &str) -> Removal {
+    Removal {
+        desktop: DesktopName::from_number(number).unwrap(),
+        by: "this program".to_owned(),
+        checked: vec![Absence {
+            what: what.to_owned(),
+            place: "a \0 in the words of a provider".to_owned(),
+            by: "a provider".to_owned(),
+            checked_at: now(),
+        }],
+    }
+}
+
+async fn of_a_desktop_the_last_receipt_is_kept_until_its_session_is_forgotten(place: Place) {
+    let store = place.open().await;
+    let mine = accept(&store, now()).await.id;
+    let other = accept(&store, now()).await.id;
+    let all = [
+        (mine, removal(1, "machine")),
+        (mine, removal(3, "machine")),
+        (other, removal(2, "machine")),
+    ];
+    store
+        .keep_receipt(mine, &removal(1, "half a machine"))
+        .await
+        .unwrap();
+    for (session, removal) in &all {
+        store.keep_receipt(*session, removal).await.unwrap();
+    }
+    let nobodys = removal(4, "machine");
+    let nobodys = store.keep_receipt(SessionId::new(), &nobodys);
+    assert!(nobodys.await.is_err(), "its session does not exist");
+
+    store.close().await;
+    let store = place.open().await;
+    let of = async |whose: &str| store.receipts(whose.parse().unwrap()).await.unwrap();
+    assert_eq!(of(&mine.to_string()).await, all[..2]);
+    assert_eq!(of("desktop-0000002").await, all[2..]);
+    assert_eq!(of("desktop-0000004").await, []);
+
+    change(&store, mine, now(), |r| {
+        r.end(EndReason::Requested, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert_eq!(store.forget(after(now(), SECOND)).await.unwrap(), 1);
+    assert_eq!(of("desktop-0000001").await, []);
+    assert_eq!(of(&other.to_string()).await, all[2..]);
+    store.close().await;
+}
+
+async fn a_beat_is_a_change_that_counts_nothing_and_what_is_there_is_counted_by_phase(
+    place: Place,
+) {
+    let store = place.open().await;
+    store.beat(now()).await.unwrap();
+    store.beat(after(now(), SECOND)).await.unwrap();
+    let nothing = store.tally().await.unwrap();
+    assert!(nothing.sessions.is_empty() && nothing.desktops.is_empty());
+    let over = claimed(&store, now(), 1).await;
+    end(&store, &over).await;
+    claimed(&store, now(), 1).await;
+    accept(&store, now()).await;
+    accept(&store, now()).await;
+    let tally = store.tally().await.unwrap();
+    let counted = |of: &[(&str, u64)]| -> BTreeMap<String, u64> {
+        of.iter().map(|(p, n)| ((*p).to_owned(), *n)).collect()
+    };
+    let sessions = counted(&[("ended", 1), ("queued", 2), ("ready", 1)]);
+    assert_eq!(tally.sessions, sessions);
+    assert_eq!(tally.desktops, counted(&[("claimed", 1)]));
+    store.close().await;
+    if !matches!(place, Place::Memory(_)) {
+        assert!(store.beat(now()).await.is_err(), "it is closed");
+    }
 }

@@ -137,6 +137,7 @@ async fn answer(store: &dyn Store, ask: &Ask, new: &Record, ids: &[SessionId]) -
         all += &format!("\n{:?} {:?}", record.unwrap(), events.unwrap());
     }
     all += &format!("\n{:?}", store.expected("t", "p").await.unwrap());
+    all += &format!("\n{:?}", store.tally().await.unwrap());
     all
 }
 

@@ -24,7 +24,7 @@ pub use image::{Image, ImageError};
 
 use super::{
     AgentChannel, Check, DesktopSpec, JOURNAL, Locks, MachineState, Provider, ProviderError,
-    Section, Steps, channel, journal,
+    Section, Steps, absent, channel, journal,
 };
 use crate::process::{self, Process};
 use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
@@ -32,8 +32,8 @@ use accel::Kvm;
 use async_trait::async_trait;
 use guest_agent::GuestAgentError;
 use machine::{Machine, Network, Processor};
-use mayfly_api::DesktopName;
 use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
+use mayfly_api::{Absence, DesktopName};
 use qmp::Qmp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -494,7 +494,7 @@ impl Provider for Qemu {
         sections
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         let _alone = self.lock(name).await;
         let machine = self.machine(name);
         let session = Supervised::at(&machine.folder).session();
@@ -508,7 +508,20 @@ impl Provider for Qemu {
         // start anything, and now it is seen.
         self.kill(&machine, session).await?;
         match self.state(name).await? {
-            MachineState::Absent => Ok(()),
+            MachineState::Absent => {
+                let folder = machine.folder.display();
+                let processes = format!("processes that name {folder}, in /proc");
+                Ok(vec![
+                    absent(self.kind(), "machine", processes.clone()),
+                    absent(self.kind(), "network", processes),
+                    absent(self.kind(), "disk", folder.to_string()),
+                    absent(
+                        self.kind(),
+                        "sockets",
+                        machine.sockets.display().to_string(),
+                    ),
+                ])
+            }
             left => Err(ProviderError::Failed(format!(
                 "{name} is still there: {left:?}"
             ))),

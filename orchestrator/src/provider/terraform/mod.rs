@@ -23,7 +23,7 @@ mod run;
 use super::news::News;
 use super::{
     AgentChannel, Check, CheckStatus, DesktopSpec, JOURNAL, Locks, MachineState, Provider,
-    ProviderError, Section, SshServer, Steps, journal,
+    ProviderError, Section, SshServer, Steps, absent, journal,
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
@@ -43,7 +43,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use line::Line;
 use mayfly_api::agent::{BOOTSTRAP_FILE, Bootstrap};
-use mayfly_api::{DesktopName, StageProgress};
+use mayfly_api::{Absence, DesktopName, StageProgress};
 use run::{Module, Variable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -887,7 +887,7 @@ impl Provider for Terraform {
         })
     }
 
-    async fn destroy(&self, name: DesktopName) -> Result<(), ProviderError> {
+    async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         let _alone = self.lock(name).await;
         let run = self.run(name);
         let interrupted = run.end().await.map_err(ProviderError::Failed)?;
@@ -902,6 +902,9 @@ impl Provider for Terraform {
                 "a virtual machine of {name} was there after its removal"
             )));
         }
+        let by = self.kind();
+        let place = format!("{} in the list of the cluster", self.id(name));
+        let mut gone = vec![absent(by, "machine", place)];
         self.step(STEPS[5])?;
         let folder = self.folder_of(name);
         match std::fs::remove_dir_all(&folder) {
@@ -910,11 +913,19 @@ impl Provider for Terraform {
             }
             _ => {}
         }
-        let released = self.parts.machines.release(name);
+        gone.push(absent(by, "files", folder.display().to_string()));
+        let machines = &self.parts.machines;
+        let released = machines.release(name);
         around("commit release", released).await.map_err(of_store)?;
+        if machines.state(name).await.map_err(of_store)?.is_some() {
+            let why = format!("Terraform's state of {name} was there after its removal");
+            return Err(ProviderError::Failed(why));
+        }
+        gone.push(absent(by, "terraform state", "the database"));
         self.parts.agents.forget(name);
         *self.seen.lock().await = None;
-        self.step(STEPS[6])
+        self.step(STEPS[6])?;
+        Ok(gone)
     }
 
     async fn list(&self) -> Result<Vec<DesktopName>, ProviderError> {

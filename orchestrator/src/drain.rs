@@ -1,0 +1,111 @@
+//! Draining: no new sessions, until those that there are have ended. For a shutdown, or before Mayfly is removed from a machine.
+//!
+//! # Guarantees
+//! * It is written down before it counts, so a service that is started again goes on draining, until it is told to stop that.
+//! * A session that has its desktop, or whose desktop is being made, keeps it; one that waits in the queue is told.
+
+use crate::control::Shared;
+use crate::desktop::NotNow;
+use crate::store::{Change, StoreError};
+use mayfly_api::{EndReason, Problem, ProblemCode, SessionPhase};
+use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tracing::info;
+
+/// What becomes of the sessions that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rest {
+    /// They go on until they end by themselves.
+    Wait,
+    /// They are ended now.
+    End,
+}
+
+/// Whether the service drains.
+#[derive(Debug)]
+pub struct Drain {
+    file: PathBuf,
+    now: Mutex<Option<Rest>>,
+}
+
+impl Drain {
+    /// As it was left in that folder.
+    #[must_use]
+    pub fn open(folder: &Path) -> Self {
+        let file = folder.join("drain");
+        // A word that cannot be read is still a word to drain.
+        let now = std::fs::read_to_string(&file).ok().map(|word| {
+            if word.trim() == "end" {
+                Rest::End
+            } else {
+                Rest::Wait
+            }
+        });
+        Self {
+            file,
+            now: Mutex::new(now),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Rest>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it drains.
+    #[must_use]
+    pub fn get(&self) -> Option<Rest> {
+        *self.lock()
+    }
+
+    /// Drains from now on, or does not.
+    ///
+    /// # Errors
+    /// If that cannot be written down; then nothing changes.
+    pub fn set(&self, rest: Option<Rest>) -> std::io::Result<()> {
+        let mut now = self.lock();
+        match rest {
+            Some(Rest::Wait) => std::fs::write(&self.file, "wait\n")?,
+            Some(Rest::End) => std::fs::write(&self.file, "end\n")?,
+            None => match std::fs::remove_file(&self.file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            },
+        }
+        *now = rest;
+        Ok(())
+    }
+}
+
+/// What whoever asks for a desktop, or waits for one, is told.
+#[must_use]
+pub fn problem() -> Problem {
+    Problem::new(
+        ProblemCode::Draining,
+        "an administrator has the orchestrator give out no new desktops for now; ask again later",
+    )
+}
+
+/// Tells the sessions that wait, and ends the others if that is wanted.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn work(shared: &Shared, rest: Rest) -> Result<(), StoreError> {
+    let now = shared.clock.now();
+    for record in shared.store.live().await? {
+        let done = shared.update(record.id, move |record| {
+            let changed = match (record.phase, rest) {
+                (SessionPhase::Queued, _) => record.fail(problem(), now),
+                (_, Rest::End) => record.end(EndReason::Requested, now),
+                (_, Rest::Wait) => Err(NotNow),
+            };
+            changed.map_or(Change::Nothing, |()| Change::Told)
+        });
+        if let Some((_, Change::Told)) = done.await? {
+            info!(session = %record.id, "ends, since no desktops are given out any more");
+        }
+    }
+    Ok(())
+}

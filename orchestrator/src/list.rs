@@ -1,0 +1,46 @@
+//! The sessions that are not over, and their desktops, for an administrator. Reads the database that a service may be using.
+
+use crate::config::Config;
+use crate::desktop::{Desktop, DesktopPhase};
+use crate::serve;
+use crate::session::Record;
+
+/// Which are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Every one.
+    All,
+    /// Those whose desktop could not be removed.
+    Stuck,
+}
+
+/// One line for each, the oldest first.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn lines(config: &Config, which: Which) -> anyhow::Result<Vec<String>> {
+    let live = serve::read_store(config, async |store| store.live().await).await?;
+    let wanted = |record: &&Record| {
+        which == Which::All || record.desktop_phase() == Some(DesktopPhase::Stuck)
+    };
+    Ok(live.iter().filter(wanted).map(line).collect())
+}
+
+fn line(record: &Record) -> String {
+    let phase = format!("{:?}", record.phase).to_lowercase();
+    let mut line = format!(
+        "{}  {:<12}  {:<16}  since {:.0}",
+        record.id,
+        phase,
+        record.wish.user,
+        record.stage_since()
+    );
+    if let Some(desktop) = record.live_desktop() {
+        let phase = format!("{:?}", desktop.phase()).to_lowercase();
+        line += &format!("  {} {phase}", desktop.name());
+    }
+    if let Some(reason) = record.live_desktop().and_then(Desktop::stuck_reason) {
+        line += &format!(": {reason}");
+    }
+    line
+}
