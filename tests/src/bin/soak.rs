@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: every kill point, ten desktops at once, the join of a domain and a long chaos, all on the real desktop image; and
+//! `cargo xtask soak`: every kill point, ten desktops at once, a long chaos and the join of a domain, all on the real desktop image; and
 //! a plain template, of which Ansible makes the same.
 //!
 //! What `tests/tests/micro_guest.rs` shows in every test run on the micro guest is shown here on the desktop that people get.
@@ -53,12 +53,12 @@ enum Part {
     Here,
     /// The same on the PVE lab, and Terraform killed
     Site,
+    /// People come and go, and everything that can be killed is
+    Chaos,
     /// A plain cloud-init template on the PVE lab, configured by Ansible
     Plain,
     /// The join of a domain: converge, idempotence, verification
     Join,
-    /// People come and go, and everything that can be killed is
-    Chaos,
 }
 
 /// Many desktops at once are ready within this, emulated.
