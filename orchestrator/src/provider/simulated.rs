@@ -189,7 +189,7 @@ impl Simulated {
         let probe = DesktopName::from_number(1).ok_or_else(|| failed("no name"))?;
         world.address(probe)?;
         for name in world.names()? {
-            let text = std::fs::read(world.file(name)).map_err(unavailable)?;
+            let text = std::fs::read(world.file(name)).unwrap_or_default();
             // A file cut short is a half-made machine: listed, dead, removable.
             if let Ok(kept) = serde_json::from_slice::<Kept>(&text) {
                 world.start(name, kept)?;
@@ -276,10 +276,11 @@ impl Simulated {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.world.folder).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name();
-            let name = file.to_str().and_then(|f| f.strip_suffix(".json"));
+            let name = file.to_str().and_then(|f| f.split_once('.')).map(|f| f.0);
             names.extend(name.and_then(|n| n.parse::<DesktopName>().ok()));
         }
         names.sort_unstable();
+        names.dedup();
         Ok(names)
     }
 
@@ -516,7 +517,12 @@ impl Provider for Simulated {
             let file = self.file(name).display().to_string();
             Ok(vec![absent("simulated", "machine", file)])
         };
-        if !self.file(name).exists() {
+        // A process that was killed while it wrote leaves the second alone.
+        let files = [
+            self.file(name),
+            self.world.folder.join(format!("{name}.part")),
+        ];
+        if !files.iter().any(|file| file.exists()) {
             return gone();
         }
         tokio::time::sleep(ms(self.world.config.destroy_ms)).await;
@@ -529,10 +535,7 @@ impl Provider for Simulated {
             machine.rdp.shutdown().await;
         }
         self.step("destroy: machine gone")?;
-        for file in [
-            self.file(name),
-            self.world.folder.join(format!("{name}.part")),
-        ] {
+        for file in files {
             match std::fs::remove_file(file) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
                 _ => {}
