@@ -20,7 +20,15 @@ async fn at_every_point_on_pretended_machines() -> Result<()> {
     let lab = Lab::new("deaths")?;
     let mut orchestrator = Orchestrator::start(&lab, &QUICK, "").await?;
     let points = deaths::points(&lab, &mut orchestrator, Visitor::Caller).await?;
-    for call in ["create", "bootstrap", "agent", "probe", "destroy", "list"] {
+    for call in [
+        "create",
+        "bootstrap",
+        "agent",
+        "probe",
+        "destroy",
+        "commit receipt",
+        "list",
+    ] {
         for side in ["before", "after"] {
             let point = format!("{side} {call}#1");
             ensure!(points.contains(&point), "{point} is not in {points:?}");
