@@ -66,6 +66,9 @@ const DOMAIN: &str = "domain";
 /// The test program with a Proxmox site.
 const SITE: &str = "proxmox";
 
+/// What the control plane is measured beside.
+const FLASK: &str = "flask==3.1.*";
+
 /// A program of tests that cargo built.
 #[derive(Clone)]
 struct TestProgram {
@@ -247,8 +250,15 @@ pub(crate) fn test(house: &House, args: &TestArgs) -> Result<()> {
     }
 }
 
-/// Measures, built as it is shipped, with everything it may use.
+/// Measures, built as it is shipped, with everything it may use. `control-plane` first: that alone, which needs no machine.
 pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
+    if let Some(("control-plane", arguments)) = args
+        .arguments
+        .split_first()
+        .map(|(first, rest)| (&**first, rest))
+    {
+        return control_plane(house, arguments);
+    }
     with_desktop(house, |suite| {
         let build = "build --workspace --bins --release --locked";
         run::run(&mut house.cargo(build.split(' ')))?;
@@ -257,6 +267,21 @@ pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
         suite.terraform()?;
         run::run(&mut suite.reporter("bench", &args.arguments)?)
     })
+}
+
+fn control_plane(house: &House, arguments: &[String]) -> Result<()> {
+    packages::ensure(&[Purpose::Test])?;
+    let mut suite = Suite::new(house, &[])?;
+    let build = "build --bin mayfly-orchestrator --bin load --release --locked";
+    run::run(&mut house.cargo(build.split(' ')))?;
+    suite.programs = house.target.join("release");
+    let flask = tools::venv(house, FLASK)?.join("bin/python");
+    let outcome = run::run(
+        suite
+            .reporter("load", arguments)?
+            .env("MAYFLY_FLASK", flask),
+    );
+    suite.leftovers().and(outcome)
 }
 
 /// Every case and kill point on the real desktop: first those of the test run's stage `desktop`, then those of the program
