@@ -19,10 +19,11 @@ use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId};
+use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId, SessionPhase};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -90,6 +91,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
+    /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
+    moved: AtomicBool,
     /// The orchestrator stops; machines go on.
     pub stopping: CancellationToken,
     /// Templates for whose desktops there was no room, and when. This process's own: another finds out likewise.
@@ -177,6 +180,9 @@ impl Shared {
             failpoints::after(|| record.commit());
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
+                if [before.get(), Some(&record.phase)].contains(&Some(&SessionPhase::Queued)) {
+                    self.moved.store(true, Ordering::Release);
+                }
             }
             self.hub.publish(record);
         }
@@ -233,6 +239,8 @@ impl Control {
                 drain: Drain::open(&config.state_dir),
                 config,
                 dispatch: Notify::new(),
+                // An earlier process may have died before it numbered them.
+                moved: AtomicBool::new(true),
                 stopping: CancellationToken::new(),
                 full: Mutex::default(),
                 shown: Mutex::default(),
@@ -569,10 +577,18 @@ async fn give_places(shared: &Shared) -> Result<(), StoreError> {
             break;
         };
         failpoints::after(|| record.commit());
+        shared.moved.store(true, Ordering::Release);
         shared.hub.publish(&record);
     }
-    for record in shared.store.renumber_queue(shared.clock.now()).await? {
-        shared.hub.publish(&record);
+    // Not for each who comes: that would look at all who wait, again and again.
+    if shared.moved.swap(false, Ordering::AcqRel) {
+        let renumbered = shared.store.renumber_queue(shared.clock.now()).await;
+        if renumbered.is_err() {
+            shared.moved.store(true, Ordering::Release);
+        }
+        for record in renumbered? {
+            shared.hub.publish(&record);
+        }
     }
     Ok(())
 }
