@@ -272,7 +272,7 @@ pub(crate) fn bench(house: &House, args: &Arguments) -> Result<()> {
 fn control_plane(house: &House, arguments: &[String]) -> Result<()> {
     packages::ensure(&[Purpose::Test])?;
     let mut suite = Suite::new(house, &[])?;
-    let build = "build --bin mayfly-orchestrator --bin load --release --locked";
+    let build = "build --workspace --bin mayfly-orchestrator --bin load --release --locked";
     run::run(&mut house.cargo(build.split(' ')))?;
     suite.programs = house.target.join("release");
     let flask = tools::venv(house, FLASK)?.join("bin/python");
