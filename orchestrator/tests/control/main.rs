@@ -8,8 +8,6 @@
 mod admin;
 mod api;
 mod bad_input;
-#[path = "../store/cluster.rs"]
-mod cluster;
 mod crash;
 mod damage;
 mod health;
