@@ -10,4 +10,5 @@ mod conformance;
 mod model;
 mod place;
 mod postgres;
+mod replicas;
 mod sqlite;
