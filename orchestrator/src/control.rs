@@ -12,8 +12,10 @@ use crate::drain::{self, Drain};
 use crate::failpoints::{self, around};
 use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
+use crate::replica::{self, Tenure};
 use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
+use crate::store::replicas::Replica;
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
 use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
@@ -22,6 +24,7 @@ use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId, SessionPhase};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -57,6 +60,20 @@ impl Hub {
     /// Wakes whenever the session changes. A hint: the store is the truth.
     pub fn follow(&self, id: SessionId) -> watch::Receiver<u64> {
         self.map().entry(id).or_default().subscribe()
+    }
+
+    /// Somebody else may have changed it.
+    pub(crate) fn wake(&self, id: SessionId) {
+        if let Some(sender) = self.map().get(&id) {
+            sender.send_modify(|_| {});
+        }
+    }
+
+    /// Somebody else may have changed any.
+    pub(crate) fn wake_all(&self) {
+        for sender in self.map().values() {
+            sender.send_modify(|_| {});
+        }
     }
 
     fn publish(&self, record: &Record) {
@@ -95,6 +112,10 @@ pub struct Shared {
     moved: AtomicBool,
     /// The orchestrator stops; machines go on.
     pub stopping: CancellationToken,
+    /// Whether it may work, among others that share the database.
+    pub tenure: Tenure,
+    /// The sessions that are worked for here; `true`: whether to go on must be looked at once more.
+    working: Mutex<HashMap<SessionId, bool>>,
     /// Templates for whose desktops there was no room, and when. This process's own: another finds out likewise.
     full: Mutex<HashMap<String, Timestamp>>,
     /// The providers that have shown all their machines to this process: before, a number that is free here may be taken there.
@@ -109,6 +130,22 @@ impl Shared {
 
     fn shown(&self) -> MutexGuard<'_, HashSet<&'static str>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn working(&self) -> MutexGuard<'_, HashMap<SessionId, bool>> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The providers whose machines are on this one.
+    pub(crate) fn bound(&self) -> Vec<&'static str> {
+        let all = self.providers.values();
+        all.filter(|p| p.is_bound()).map(|p| p.kind()).collect()
+    }
+
+    /// Places are to be numbered anew: somebody left the queue, or who was to do that is no more.
+    pub(crate) fn queue_moved(&self) {
+        self.moved.store(true, Ordering::Release);
+        self.dispatch.notify_one();
     }
 
     /// There was no room for a desktop of that template: its sessions wait.
@@ -228,6 +265,13 @@ impl Control {
         clock: Clock,
         providers: Vec<Arc<dyn Provider>>,
     ) -> Result<Self, StoreError> {
+        let stopping = CancellationToken::new();
+        let me = Replica {
+            id: store.me().clone(),
+            name: format!("{} ({})", replica::host_name(), config.state_dir.display()),
+            installation: secrets.installation(),
+        };
+        let tenure = replica::join(&*store, &me, &stopping).await?;
         let control = Self {
             shared: Arc::new(Shared {
                 store,
@@ -241,7 +285,9 @@ impl Control {
                 dispatch: Notify::new(),
                 // An earlier process may have died before it numbered them.
                 moved: AtomicBool::new(true),
-                stopping: CancellationToken::new(),
+                stopping,
+                tenure,
+                working: Mutex::default(),
                 full: Mutex::default(),
                 shown: Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
@@ -250,7 +296,11 @@ impl Control {
         };
         let now = control.shared.clock.now();
         let restored = control.shared.store.resume(None, now).await?;
-        let live = control.shared.store.live().await?;
+        let (bound, store) = (control.shared.bound(), &control.shared.store);
+        store.take_over(&bound, replica::HOST_LOST).await?;
+        let mine = |record: &Record| record.owner.as_ref() == Some(store.me());
+        let mut live = store.live().await?;
+        live.retain(mine);
         if !live.is_empty() {
             info!(
                 sessions = live.len(),
@@ -262,12 +312,19 @@ impl Control {
             let doubtful =
                 restored.and_then(|r| Some((doubtful(&record, &r)?, shared.spared_until(&r))));
             match doubtful {
-                Some((name, until)) => control.spawn(work_later(shared, record, name, until)),
+                Some((name, until)) => {
+                    let control = control.clone();
+                    control.clone().spawn(async move {
+                        work_later(&shared, &record, name, until).await;
+                        control.work_for(record.id);
+                    });
+                }
                 None => control.work_for(record.id),
             }
         }
-        control.spawn(dispatch(control.shared.clone()));
+        control.spawn(dispatch(control.clone()));
         control.spawn(reap(control.shared.clone()));
+        control.spawn(replica::live(control.clone(), me));
         Ok(control)
     }
 
@@ -277,8 +334,17 @@ impl Control {
         tasks.spawn(task);
     }
 
-    fn work_for(&self, id: SessionId) {
-        self.spawn(crate::worker::run(self.shared.clone(), id));
+    /// Has it worked for, by one worker, for as long as it is this orchestrator's.
+    pub(crate) fn work_for(&self, id: SessionId) {
+        match self.shared.working().entry(id) {
+            Entry::Occupied(mut working) => {
+                working.insert(true);
+            }
+            Entry::Vacant(free) => {
+                free.insert(false);
+                self.spawn(work(self.shared.clone(), id));
+            }
+        }
     }
 
     /// Stops working, within `patience`. Desktops go on; the next process takes them up.
@@ -291,6 +357,10 @@ impl Control {
             warn!("some workers did not stop in time and are dropped");
         }
         tasks.shutdown().await;
+        // Without a word it is over a little later.
+        if let Err(error) = self.shared.store.leave().await {
+            warn!(%error, "the lease was not given up");
+        }
     }
 
     /// Takes a wish: durable when this returns.
@@ -548,10 +618,35 @@ fn is_keyboard(layout: &str) -> bool {
             .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
 
-/// Gives free places to those who wait longest, and tells the others where they stand.
-async fn dispatch(shared: Arc<Shared>) {
+/// Works for a session until it is over, or another's.
+async fn work(shared: Arc<Shared>, id: SessionId) {
+    /// However it ends: the next who is asked to work for it can.
+    struct Working<'a>(&'a Shared, SessionId);
+    impl Drop for Working<'_> {
+        fn drop(&mut self) {
+            self.0.working().remove(&self.1);
+        }
+    }
+    let working = Working(&shared, id);
     loop {
-        match give_places(&shared).await {
+        crate::worker::run(shared.clone(), id).await;
+        let mut all = shared.working();
+        match all.get_mut(&id) {
+            Some(again) if *again => *again = false,
+            _ => {
+                all.remove(&id);
+                std::mem::forget(working);
+                return;
+            }
+        }
+    }
+}
+
+/// Gives free places to those who wait longest, and tells the others where they stand.
+async fn dispatch(control: Control) {
+    let shared = &control.shared;
+    loop {
+        match give_places(&control).await {
             Ok(()) => {}
             Err(error) => error!(%error, "the queue could not be worked on"),
         }
@@ -564,12 +659,15 @@ async fn dispatch(shared: Arc<Shared>) {
     }
 }
 
-async fn give_places(shared: &Shared) -> Result<(), StoreError> {
-    if let Some(rest) = shared.drain.get() {
+async fn give_places(control: &Control) -> Result<(), StoreError> {
+    let shared = &control.shared;
+    let draining = shared.drain.get();
+    if let Some(rest) = draining {
         drain::work(shared, rest).await?;
     }
     let limits = &shared.config.limits;
-    loop {
+    // Others give places while this one drains.
+    while shared.tenure.is_held() && !(draining.is_some() && shared.store.is_shared()) {
         let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
         let planned = shared.store.plan_next(limits, &full, now).await?;
         shared.metrics.stored("plan", begun.elapsed());
@@ -579,6 +677,8 @@ async fn give_places(shared: &Shared) -> Result<(), StoreError> {
         failpoints::after(|| record.commit());
         shared.moved.store(true, Ordering::Release);
         shared.hub.publish(&record);
+        // It may have been another's until now.
+        control.work_for(record.id);
     }
     // Not for each who comes: that would look at all who wait, again and again.
     if shared.moved.swap(false, Ordering::AcqRel) {
@@ -711,7 +811,7 @@ fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
 
 /// Works for a session whose desktop was being made when the database was copied: since then somebody may have got it, and would lose
 /// it if it were made anew. It is left alone as [`spare`] leaves others.
-async fn work_later(shared: Arc<Shared>, record: Record, name: DesktopName, until: Timestamp) {
+async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: Timestamp) {
     let Some(provider) = shared.provider(&record.wish.provider) else {
         return;
     };
@@ -725,5 +825,4 @@ async fn work_later(shared: Arc<Shared>, record: Record, name: DesktopName, unti
             () = tokio::time::sleep(REAP) => {}
         }
     }
-    crate::worker::run(shared, record.id).await;
 }

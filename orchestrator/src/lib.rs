@@ -25,6 +25,7 @@ pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
 pub mod receipt;
+pub mod replica;
 mod run;
 pub mod secret;
 pub mod serve;

@@ -17,6 +17,7 @@ use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
 use crate::provider::terraform::{self, Terraform};
+use crate::replica;
 use crate::secret::{self, Secrets};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -121,7 +122,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// What failed, on what.
 pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     if config.store.is_postgres() {
-        let store = PostgresStore::open(config.store.open()?).await;
+        let store = PostgresStore::open(config.store.open()?, replica::id(&config.state_dir)).await;
         return Ok(Arc::new(store.context(NOT_POSTGRES)?));
     }
     let path = config.state_dir.join("mayfly.db");
@@ -146,7 +147,9 @@ pub async fn read_store<T>(
     };
     let done = async {
         let store: Box<dyn Store> = match options {
-            Some(options) => Box::new(PostgresStore::open(options).await?),
+            Some(options) => {
+                Box::new(PostgresStore::open(options, replica::id(&config.state_dir)).await?)
+            }
             None => Box::new(SqliteStore::open_to_read(&path).await?),
         };
         let done = read(&*store).await;
@@ -205,7 +208,7 @@ pub async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
     copied.with_context(|| format!("{} cannot be copied", path.display()))
 }
 
-/// The agents of live desktops are believed.
+/// The agents of live desktops are believed, by the orchestrator that works for them: they call the others next.
 struct Known(Arc<dyn Store>, Arc<Secrets>);
 
 #[async_trait]
@@ -216,7 +219,10 @@ impl Callers for Known {
             return false;
         }
         let record = self.0.get(call.session).await.ok().flatten();
-        record.is_some_and(|r| r.live_desktop().map(Desktop::name) == Some(call.desktop))
+        record.is_some_and(|r| {
+            r.live_desktop().map(Desktop::name) == Some(call.desktop)
+                && r.owner.as_ref() == Some(self.0.me())
+        })
     }
 }
 
@@ -232,8 +238,10 @@ pub fn open_local_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provi
         providers.push(Arc::new(qemu));
     }
     if config.uses(ProviderKind::Simulated) {
-        let folder = config.state_dir.join("simulated");
-        let simulated = Simulated::open(config.provider.simulated.clone(), &folder)?;
+        let settings = config.provider.simulated.clone();
+        let folder = settings.folder.clone();
+        let folder = folder.unwrap_or_else(|| config.state_dir.join("simulated"));
+        let simulated = Simulated::open(settings, &folder)?;
         providers.push(Arc::new(simulated));
     }
     Ok(providers)

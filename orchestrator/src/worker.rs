@@ -14,7 +14,9 @@ use crate::provider::news::Listener;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
 use crate::receipt;
+use crate::replica::HOST_LOST;
 use crate::session::Record;
+use crate::store::replicas::ReplicaId;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
 use mayfly_api::agent::{self, Bootstrap, FromAgent, ToAgent};
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 /// Pause between two looks at a machine.
@@ -44,18 +47,19 @@ const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
 pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
-/// Works for the session until it is over or the orchestrator stops.
+/// Works for the session until it is over or another's, or the orchestrator stops.
 pub async fn run(shared: Arc<Shared>, id: SessionId) {
-    let (mut worker, mut signals) = Worker::new(shared, id);
+    let (mut worker, mut signals) = Worker::new(shared.clone(), id);
     loop {
         match worker.step(&mut signals).await {
             Ok(Next::Again) => {}
+            Ok(Next::Afresh) => (worker, signals) = Worker::new(shared.clone(), id),
             Ok(Next::Stop) => return,
             Err(error) => {
                 error!(session = %id, %error, "the store failed; trying again");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    () = worker.shared.stopping.cancelled() => return,
+                    () = worker.term.cancelled() => return,
                 }
             }
         }
@@ -64,6 +68,8 @@ pub async fn run(shared: Arc<Shared>, id: SessionId) {
 
 enum Next {
     Again,
+    /// It was another's in between: what this worker saw is old.
+    Afresh,
     Stop,
 }
 
@@ -78,6 +84,10 @@ type Signals = mpsc::Receiver<(DesktopName, Signal)>;
 struct Worker {
     shared: Arc<Shared>,
     id: SessionId,
+    /// Cancelled when no more may be done.
+    term: CancellationToken,
+    /// What the session was taken under; every commit carries it.
+    fence: Option<u64>,
     since: Timestamp,
     facts: Option<Facts>,
     changes: watch::Receiver<u64>,
@@ -101,8 +111,10 @@ impl Worker {
         let worker = Self {
             since: shared.clock.now(),
             changes: shared.hub.follow(id),
+            term: shared.tenure.token(),
             shared,
             id,
+            fence: None,
             facts: None,
             signal,
             operation: JoinSet::new(),
@@ -116,18 +128,29 @@ impl Worker {
     }
 
     async fn step(&mut self, signals: &mut Signals) -> Result<Next, StoreError> {
-        if self.shared.stopping.is_cancelled() {
+        if self.term.is_cancelled() || !self.shared.tenure.is_held() {
             return Ok(Next::Stop);
         }
         self.changes.mark_unchanged();
         let Some(record) = self.shared.store.get(self.id).await? else {
             return Ok(Next::Stop);
         };
+        if record.owner.as_ref() != Some(self.shared.store.me()) {
+            debug!(session = %self.id, "another orchestrator works for it");
+            return Ok(Next::Stop);
+        }
+        if *self.fence.get_or_insert(record.fence) != record.fence {
+            return Ok(Next::Afresh);
+        }
         let Some(provider) = self.shared.provider(&record.wish.provider) else {
             // Its template was taken out of the configuration while it lived.
             error!(session = %self.id, provider = record.wish.provider, "no such provider is configured; its desktop is left alone");
             return Ok(Next::Stop);
         };
+        let host = record.live_desktop().and_then(Desktop::host);
+        if let Some(host) = host.filter(|h| provider.is_bound() && *h != self.shared.store.me()) {
+            return self.host_lost(&record, host).await;
+        }
         self.look_at(&record, &provider).await;
         let now = self.shared.clock.now();
         let limits = &self.shared.config.limits;
@@ -139,6 +162,28 @@ impl Worker {
             return Ok(Next::Stop);
         }
         self.act(action, &record, &provider, now).await?;
+        Ok(Next::Again)
+    }
+
+    /// Its desktop is on a machine whose orchestrator is not there any more, and nobody else reaches it.
+    async fn host_lost(&mut self, record: &Record, host: &ReplicaId) -> Result<Next, StoreError> {
+        if record.desktop_phase() != Some(DesktopPhase::Stuck) {
+            let called = self.shared.store.called(host).await?;
+            let reason = format!(
+                "its machine is on {}, where no orchestrator was seen for {} minutes; it is removed when that one is back",
+                called.as_deref().unwrap_or("an unknown host"),
+                HOST_LOST.as_secs() / 60
+            );
+            error!(session = %self.id, %host, reason, "its host is lost");
+            let now = self.shared.clock.now();
+            self.commit(Change::Told, move |r| r.host_lost(&reason, now))
+                .await?;
+        }
+        tokio::select! {
+            () = self.term.cancelled() => return Ok(Next::Stop),
+            _ = self.changes.changed() => {}
+            () = tokio::time::sleep(HOST_LOST) => {}
+        }
         Ok(Next::Again)
     }
 
@@ -195,7 +240,7 @@ impl Worker {
         until: Option<Timestamp>,
     ) -> Result<Next, StoreError> {
         tokio::select! {
-            () = self.shared.stopping.cancelled() => return Ok(Next::Stop),
+            () = self.term.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
             Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
             progress = self.news.next() => self.progressed(progress).await?,
@@ -326,28 +371,24 @@ impl Worker {
     /// Tells what making the machine is at.
     async fn progressed(&self, progress: Option<StageProgress>) -> Result<(), StoreError> {
         if let Some(name) = self.facts.as_ref().map(|facts| facts.name) {
-            self.shared
-                .update(self.id, move |record| {
-                    match record.progressed(name, progress) {
-                        Ok(()) => Change::Told,
-                        Err(NotNow) => Change::Nothing,
-                    }
-                })
-                .await?;
+            self.update(move |record| match record.progressed(name, progress) {
+                Ok(()) => Change::Told,
+                Err(NotNow) => Change::Nothing,
+            })
+            .await?;
         }
         Ok(())
     }
 
     async fn note_activity(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.shared
-            .update(self.id, move |record| {
-                if between(record.last_activity, now) < ACTIVITY {
-                    return Change::Nothing;
-                }
-                record.touch(now);
-                Change::Quiet
-            })
-            .await?;
+        self.update(move |record| {
+            if between(record.last_activity, now) < ACTIVITY {
+                return Change::Nothing;
+            }
+            record.touch(now);
+            Change::Quiet
+        })
+        .await?;
         Ok(())
     }
 
@@ -485,21 +526,39 @@ impl Worker {
         change: Change,
         verb: impl FnOnce(&mut Record) -> Result<(), NotNow> + Send + 'static,
     ) -> Result<bool, StoreError> {
-        let done = self
-            .shared
-            .update(self.id, move |record| match verb(record) {
-                Ok(()) => change,
-                Err(NotNow) => Change::Nothing,
-            })
-            .await?;
+        let done = self.update(move |record| match verb(record) {
+            Ok(()) => change,
+            Err(NotNow) => Change::Nothing,
+        });
+        let changed = done.await?;
         self.shared.dispatch.notify_one();
-        Ok(done.is_some_and(|(_, change)| change != Change::Nothing))
+        Ok(changed != Change::Nothing)
+    }
+
+    /// Changes the session, unless another has taken it.
+    async fn update(
+        &self,
+        change: impl FnOnce(&mut Record) -> Change + Send + 'static,
+    ) -> Result<Change, StoreError> {
+        let fence = self.fence;
+        let done = self.shared.update(self.id, move |record| {
+            if fence == Some(record.fence) {
+                change(record)
+            } else {
+                Change::Nothing
+            }
+        });
+        Ok(done.await?.map_or(Change::Nothing, |(_, change)| change))
     }
 
     fn start(&mut self, op: Op, record: &Record, provider: &Arc<dyn Provider>) {
         let Some(facts) = self.facts.as_mut() else {
             return;
         };
+        // The next step finds out that it is over.
+        if !self.shared.tenure.is_held() {
+            return;
+        }
         facts.busy = Some(op);
         let name = facts.name;
         let provider = provider.clone();

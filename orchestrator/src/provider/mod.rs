@@ -178,6 +178,11 @@ pub trait Provider: Send + Sync + 'static {
         false
     }
 
+    /// Whether its machines are on this one, where no other orchestrator reaches them.
+    fn is_bound(&self) -> bool {
+        false
+    }
+
     /// What its creates, and those that it adopts, are at: as far as it tells.
     fn news(&self) -> News {
         News::default()

@@ -3,6 +3,7 @@
 use super::machines::{Locking, Machines, Reserved, Reserving};
 use super::pulse::{Pulse, Tally};
 use super::receipts::Receipts;
+use super::replicas::{ReplicaId, Replicas};
 use super::words::{DESKTOPS, Kept, Whose, Words};
 use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
 use crate::clock::ms_between;
@@ -19,8 +20,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// See the module. Clones are the same one.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Model>>);
+#[derive(Clone, Debug)]
+pub struct MemoryStore(Arc<Mutex<Model>>, ReplicaId);
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self(Arc::default(), ReplicaId::one())
+    }
+}
 
 #[derive(Debug, Default)]
 struct Model {
@@ -124,6 +131,7 @@ impl Store for MemoryStore {
             return Ok(Accepted::Full);
         }
         record.queue_position = Some(queued + 1);
+        record.take(&self.1);
         model.sessions.insert(record.id, record.clone());
         model.append_event(&record, record.created_at);
         if let Some(key) = idempotency {
@@ -181,6 +189,7 @@ impl Store for MemoryStore {
             return Ok(None);
         };
         let name = DesktopName::from_number(model.last + 1).ok_or(StoreError::NoNames)?;
+        record.take(&self.1);
         if record.plan(name, now).is_err() {
             return Ok(None);
         }
@@ -265,6 +274,18 @@ impl Store for MemoryStore {
     }
 
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl Replicas for MemoryStore {
+    fn me(&self) -> &ReplicaId {
+        &self.1
+    }
+
+    async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
+        let live = self.model().that(|r| !r.phase.is_final());
+        Ok(live.into_iter().map(|r| r.id).collect())
+    }
 }
 
 #[async_trait]

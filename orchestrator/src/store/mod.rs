@@ -11,6 +11,7 @@ pub mod memory;
 pub mod postgres;
 pub mod pulse;
 pub mod receipts;
+pub mod replicas;
 pub mod sqlite;
 pub mod words;
 mod writer;
@@ -156,8 +157,10 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words::Words {
-    /// Takes a session, unless its key came before or `max_queued` sessions wait already.
+pub trait Store:
+    machines::Machines + pulse::Pulse + receipts::Receipts + replicas::Replicas + words::Words
+{
+    /// Takes a session, unless its key came before or `max_queued` sessions wait already. It is this orchestrator's.
     async fn accept(
         &self,
         record: Record,
@@ -182,7 +185,8 @@ pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words:
         change: Changing,
     ) -> Result<Option<(Record, Change)>, StoreError>;
 
-    /// Gives the session that waits longest a desktop, if the limits leave a place. Sessions of the templates in `full` go on waiting.
+    /// Gives the session that waits longest a desktop, if the limits leave a place, and makes it this orchestrator's. Sessions of the
+    /// templates in `full` go on waiting.
     async fn plan_next(
         &self,
         limits: &Limits,

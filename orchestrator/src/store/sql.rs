@@ -5,6 +5,7 @@
 
 use super::{
     COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, next_number,
+    tell,
 };
 use crate::clock::ms_between;
 use crate::config::Limits;
@@ -14,6 +15,7 @@ use crate::session::{Expected, Record, Wish};
 use crate::store::machines::{Locking, Machines, Reserved, Reserving};
 use crate::store::pulse::{Pulse, Tally};
 use crate::store::receipts::Receipts;
+use crate::store::replicas::{ReplicaId, Replicas};
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
@@ -34,6 +36,8 @@ impl Store for Sql {
         idempotency: Option<Idempotency>,
         max_queued: u32,
     ) -> Result<Accepted, StoreError> {
+        let mut record = record;
+        record.take(self.me());
         self.write(move |db| Box::pin(accept(db, record, idempotency, max_queued)))
             .await
     }
@@ -77,8 +81,8 @@ impl Store for Sql {
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError> {
         let (most, at_once) = (limits.max_desktops, limits.concurrent_creates);
-        let full = to_json(&full)?;
-        self.write(move |db| Box::pin(plan_next(db, most, at_once, full, now)))
+        let (me, full) = (self.me().clone(), to_json(&full)?);
+        self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)))
             .await
     }
 
@@ -383,8 +387,8 @@ async fn update(
 
 async fn plan_next(
     db: &mut Connection,
-    most: u32,
-    at_once: u32,
+    me: ReplicaId,
+    [most, at_once]: [u32; 2],
     full: String,
     now: Timestamp,
 ) -> Result<Option<Record>, StoreError> {
@@ -410,6 +414,7 @@ async fn plan_next(
         .ok()
         .and_then(DesktopName::from_number)
         .ok_or(StoreError::NoNames)?;
+    record.take(&me);
     if record.plan(name, now).is_err() {
         return Ok(None);
     }
@@ -712,6 +717,8 @@ async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, Stor
         failure: failure.as_deref().map(json).transpose()?,
         desktop: desktop.as_ref().map(read_desktop).transpose()?,
         stages: stages.iter().map(read_stage).collect::<Result<_, _>>()?,
+        owner: row.try_get::<Option<String>, _>("owner")?.map(ReplicaId),
+        fence: u64::try_from(row.try_get::<i64, _>("fence")?).map_err(unreadable)?,
     }))
 }
 
@@ -726,6 +733,7 @@ fn read_desktop(row: &Row) -> Result<Desktop, StoreError> {
         address: address.as_deref().map(parse).transpose()?,
         certificate_sha256: row.try_get("certificate")?,
         stuck_reason: row.try_get("stuck_reason")?,
+        host: row.try_get::<Option<String>, _>("host")?.map(ReplicaId),
     }))
 }
 
@@ -745,8 +753,8 @@ async fn insert_session(db: &mut Connection, record: &Record) -> Result<(), Stor
     let wish = &record.wish;
     sqlx::query(
         "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
-            created_us, expires_us, activity_us, queue_position, expected)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            created_us, expires_us, activity_us, queue_position, expected, owner, fence)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(record.id.to_string())
     .bind(text(&wish.origin)?)
@@ -763,6 +771,8 @@ async fn insert_session(db: &mut Connection, record: &Record) -> Result<(), Stor
     .bind(record.last_activity.as_microsecond())
     .bind(record.queue_position.map(i64::from))
     .bind(to_json(&record.expected)?)
+    .bind(record.owner.as_ref().map(|o| o.0.clone()))
+    .bind(i64::try_from(record.fence).unwrap_or(i64::MAX))
     .execute(db)
     .await?;
     Ok(())
@@ -782,8 +792,8 @@ async fn save(
     let failure = record.failure.as_ref().map(to_json).transpose()?;
     sqlx::query(
         "UPDATE session SET phase = $1, seq = $2, activity_us = $3, heartbeat_us = $4, ready_us = $5, disconnected_us = $6,
-            keep_us = $7, ends_us = $8, queue_position = $9, end_reason = $10, failure = $11
-         WHERE id = $12",
+            keep_us = $7, ends_us = $8, queue_position = $9, end_reason = $10, failure = $11, owner = $12, fence = $13
+         WHERE id = $14",
     )
     .bind(text(&record.phase)?)
     .bind(i64::try_from(record.seq).unwrap_or(i64::MAX))
@@ -796,14 +806,16 @@ async fn save(
     .bind(record.queue_position.filter(|_| record.phase == SessionPhase::Queued).map(i64::from))
     .bind(end_reason)
     .bind(failure)
+    .bind(record.owner.as_ref().map(|o| o.0.clone()))
+    .bind(i64::try_from(record.fence).unwrap_or(i64::MAX))
     .bind(record.id.to_string())
     .execute(&mut *db)
     .await?;
     save_parts(&mut *db, record).await?;
     if change == Change::Told {
-        append_event(db, record, now).await?;
+        append_event(&mut *db, record, now).await?;
     }
-    Ok(())
+    tell(db, record.id).await
 }
 
 /// Writes the desktop and the stages.
@@ -812,8 +824,8 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         let (address, certificate) = desktop.announced().unzip();
         sqlx::query(
             "INSERT INTO desktop (number, session_id, provider, phase, created_us, claimed_us, destroying_us, address,
-                certificate, stuck_reason)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                certificate, stuck_reason, host)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
              ON CONFLICT (number) DO UPDATE SET session_id = excluded.session_id, phase = excluded.phase,
                 claimed_us = excluded.claimed_us, destroying_us = excluded.destroying_us, address = excluded.address,
                 certificate = excluded.certificate, stuck_reason = excluded.stuck_reason
@@ -829,6 +841,7 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         .bind(address.map(|a| a.to_string()))
         .bind(certificate)
         .bind(desktop.stuck_reason().map(without_nul))
+        .bind(desktop.host().map(|h| h.0.clone()))
         .execute(&mut *db)
         .await?;
     }

@@ -4,8 +4,10 @@
 //! * Changes that wait for the disk at the same time share its flush ([`super::writer`]).
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
+use super::replicas::{ReplicaId, Replicas};
 use super::writer::Writer;
-use super::{Schema, StoreError};
+use super::{Schema, Store, StoreError};
+use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mayfly_api::SessionId;
@@ -54,6 +56,7 @@ pub struct SqliteStore {
     writer: Option<Writer>,
     readers: SqlitePool,
     schema: Schema,
+    me: ReplicaId,
 }
 
 impl SqliteStore {
@@ -78,6 +81,7 @@ impl SqliteStore {
             writer: Some(Writer::start(db)),
             readers,
             schema,
+            me: ReplicaId::one(),
         })
     }
 
@@ -105,6 +109,7 @@ impl SqliteStore {
             writer: None,
             readers,
             schema: Schema::default(),
+            me: ReplicaId::one(),
         })
     }
 
@@ -230,6 +235,11 @@ async fn alone(_: &mut Connection, _: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// There is nobody else who would have to know.
+async fn tell(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
+    Ok(())
+}
+
 /// There is one writer: what it reads stays as it is.
 async fn hold(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
     Ok(())
@@ -251,4 +261,16 @@ async fn go_on_above(db: &mut Connection, number: i64) -> Result<(), StoreError>
         .execute(db)
         .await?;
     Ok(())
+}
+
+#[async_trait]
+impl Replicas for SqliteStore {
+    fn me(&self) -> &ReplicaId {
+        &self.me
+    }
+
+    async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
+        let live = self.live().await?;
+        Ok(live.into_iter().map(|r| r.id).collect())
+    }
 }

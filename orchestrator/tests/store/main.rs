@@ -9,4 +9,5 @@ mod conformance;
 mod model;
 mod place;
 mod postgres;
+mod replicas;
 mod sqlite;
