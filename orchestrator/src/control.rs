@@ -5,7 +5,7 @@
 //! * A machine that a provider lists and no live row owns is removed after two sightings.
 //! * Where an older copy of the database was put in its place, no machine that it does not know is removed while somebody may use it.
 
-use crate::clock::{Clock, after, between};
+use crate::clock::{Clock, after, between, s};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
 use crate::drain::{self, Drain};
@@ -136,10 +136,12 @@ impl Shared {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The providers whose machines are on this one.
-    pub(crate) fn bound(&self) -> Vec<&'static str> {
+    /// Takes the sessions that nobody works for.
+    pub(crate) async fn take_over(&self) -> Result<Vec<SessionId>, StoreError> {
         let all = self.providers.values();
-        all.filter(|p| p.is_bound()).map(|p| p.kind()).collect()
+        let bound: Vec<_> = all.filter(|p| p.is_bound()).map(|p| p.kind()).collect();
+        let patience = s(self.config.limits.host_lost_s);
+        self.store.take_over(&bound, patience).await
     }
 
     /// Places are to be numbered anew: somebody left the queue, or who was to do that is no more.
@@ -296,8 +298,8 @@ impl Control {
         };
         let now = control.shared.clock.now();
         let restored = control.shared.store.resume(None, now).await?;
-        let (bound, store) = (control.shared.bound(), &control.shared.store);
-        store.take_over(&bound, replica::HOST_LOST).await?;
+        let store = &control.shared.store;
+        control.shared.take_over().await?;
         let mine = |record: &Record| record.owner.as_ref() == Some(store.me());
         let mut live = store.live().await?;
         live.retain(mine);

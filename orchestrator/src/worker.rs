@@ -14,7 +14,6 @@ use crate::provider::news::Listener;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
 use crate::receipt;
-use crate::replica::HOST_LOST;
 use crate::session::Record;
 use crate::store::replicas::ReplicaId;
 use crate::store::{Change, StoreError};
@@ -170,9 +169,9 @@ impl Worker {
         if record.desktop_phase() != Some(DesktopPhase::Stuck) {
             let called = self.shared.store.called(host).await?;
             let reason = format!(
-                "its machine is on {}, where no orchestrator was seen for {} minutes; it is removed when that one is back",
+                "its machine is on {}, where no orchestrator was seen for {} s (limits.host_lost_s); it is removed when that one is back",
                 called.as_deref().unwrap_or("an unknown host"),
-                HOST_LOST.as_secs() / 60
+                self.shared.config.limits.host_lost_s
             );
             error!(session = %self.id, %host, reason, "its host is lost");
             let now = self.shared.clock.now();
@@ -182,7 +181,6 @@ impl Worker {
         tokio::select! {
             () = self.term.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
-            () = tokio::time::sleep(HOST_LOST) => {}
         }
         Ok(Next::Again)
     }

@@ -19,6 +19,7 @@ mod process;
 mod prototype;
 mod provider;
 mod receipt;
+mod replicas;
 mod restore;
 mod stuck;
 mod words;
