@@ -149,7 +149,9 @@ impl People {
             let one = random.usize(0..self.0.clients.len());
             match timeout(ANSWER, call(&self.0.clients[one].1)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if !error.is_retryable() => return Err(error).context(what.to_owned()),
+                Ok(Err(error)) if !error.is_retryable() => {
+                    return Err(error).context(what.to_owned());
+                }
                 Ok(Err(error)) => last = error.into(),
                 Err(_) => last = anyhow!("no answer within {} s", ANSWER.as_secs()),
             }
@@ -164,7 +166,8 @@ impl People {
     /// The session as any orchestrator knows it.
     pub(super) async fn look(&self, id: SessionId, secret: &SecretString) -> Result<Session> {
         let call = async |client: &Client| client.get(id, secret).await;
-        self.ask(&mut Rng::new(), "looking at a session", call).await
+        self.ask(&mut Rng::new(), "looking at a session", call)
+            .await
     }
 
     /// Somebody comes, and goes at some time.
@@ -206,7 +209,8 @@ impl People {
         };
         let key = SessionId::new().to_string();
         let ask = async |client: &Client| client.create(&wish, &key).await;
-        let Created { session, secret } = self.ask(&mut random, "asking for a desktop", ask).await?;
+        let Created { session, secret } =
+            self.ask(&mut random, "asking for a desktop", ask).await?;
         let id = session.id;
         self.notes().accepted.push((id, secret.clone()));
         if random.u8(0..4) == 0 {
@@ -227,7 +231,12 @@ impl People {
             latest,
         };
         let followed = async { follow.await.with_context(|| format!("events of {id}")) };
-        let lived = async { person.live(plan).await.with_context(|| format!("session {id}")) };
+        let lived = async {
+            person
+                .live(plan)
+                .await
+                .with_context(|| format!("session {id}"))
+        };
         tokio::try_join!(followed, lived).map(drop)
     }
 
@@ -317,11 +326,7 @@ impl Person {
         Ok(())
     }
 
-    async fn until(
-        &mut self,
-        what: &str,
-        wanted: impl Fn(&Session) -> bool,
-    ) -> Result<Session> {
+    async fn until(&mut self, what: &str, wanted: impl Fn(&Session) -> bool) -> Result<Session> {
         let end = Instant::now() + PATIENCE;
         let wanted = |latest: &Option<Session>| latest.as_ref().is_some_and(&wanted);
         let found = timeout_at(end, self.latest.wait_for(wanted)).await;
@@ -364,7 +369,11 @@ impl Person {
     async fn use_it(&mut self, plan: Plan) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         let session = loop {
-            ensure!(Instant::now() < end, "not usable: {:?}", self.latest.borrow());
+            ensure!(
+                Instant::now() < end,
+                "not usable: {:?}",
+                self.latest.borrow()
+            );
             let known = |s: &Option<Session>| {
                 let phase = s.as_ref().map(|s| s.phase);
                 phase.is_some_and(|p| p.is_usable() || p.is_final() || p == SessionPhase::Ending)

@@ -229,7 +229,11 @@ impl Provider for Door {
                 self.site.known().wrong.push(why);
             }
         }
-        match self.site.call("bootstrap", &[Lie::Refused, Lie::Lost]).await {
+        match self
+            .site
+            .call("bootstrap", &[Lie::Refused, Lie::Lost])
+            .await
+        {
             Some(Lie::Refused) => Err(ProviderError::NotYet("it boots".to_owned())),
             lie => {
                 self.site.machines.bootstrap(name, bootstrap).await?;

@@ -68,7 +68,8 @@ impl Toxics {
     /// From now on both directions of a way have this toxic.
     pub(super) async fn poison(&self, name: &str, kind: &str, attributes: &Value) -> Result<()> {
         for stream in STREAMS {
-            let body = json!({"name": stream, "type": kind, "stream": stream, "attributes": attributes});
+            let body =
+                json!({"name": stream, "type": kind, "stream": stream, "attributes": attributes});
             self.ask(Method::POST, &format!("/proxies/{name}/toxics"), &body)
                 .await?;
         }
