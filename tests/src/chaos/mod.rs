@@ -27,7 +27,7 @@ use sqlx::{FromRow, Row};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -48,7 +48,7 @@ const START: Duration = Duration::from_secs(120);
 /// When nothing fails any more, everything is in order within this.
 const CALM: Duration = Duration::from_secs(240);
 
-const LIMITS: &str = "idle_s = 5\nlease_s = 40\nnever_connected_s = 60\ncreate_timeout_s = 120\ncreating_timeout_s = 60\n\
+const LIMITS: &str = "idle_s = 5\nlease_s = 30\nnever_connected_s = 60\ncreate_timeout_s = 120\ncreating_timeout_s = 60\n\
     booting_timeout_s = 60\nconfiguring_timeout_s = 60\nconnecting_timeout_s = 60\nconcurrent_creates = 8\nmax_desktops = 40\n\
     max_queued = 1000";
 
@@ -258,7 +258,7 @@ async fn crowd(people: People, mut random: Rng, coming: watch::Receiver<bool>) {
         let mut coming = coming.clone();
         tokio::select! {
             _ = all.join_next() => {}
-            _ = coming.wait_for(|over| *over) => {}
+            () = async { let _ = coming.wait_for(|over| *over).await; } => {}
         }
     }
     while all.join_next().await.is_some() {}

@@ -136,21 +136,21 @@ impl People {
     }
 
     /// Asks whichever orchestrator answers.
-    async fn ask<T>(
+    async fn ask<T, F: Future<Output = Result<T, ClientError>> + Send>(
         &self,
         random: &mut Rng,
-        what: &str,
-        call: impl AsyncFn(&Client) -> Result<T, ClientError>,
+        what: &'static str,
+        call: impl Fn(Client) -> F + Send,
     ) -> Result<T> {
         let end = Instant::now() + PATIENCE;
         let mut last = anyhow!("nobody answered");
         let mut first = true;
         while Instant::now() < end {
             let one = random.usize(0..self.0.clients.len());
-            match timeout(ANSWER, call(&self.0.clients[one].1)).await {
+            match timeout(ANSWER, call(self.0.clients[one].1.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) if !error.is_retryable() => {
-                    return Err(error).context(what.to_owned());
+                    return Err(error).context(what);
                 }
                 Ok(Err(error)) => last = error.into(),
                 Err(_) => last = anyhow!("no answer within {} s", ANSWER.as_secs()),
@@ -165,7 +165,10 @@ impl People {
 
     /// The session as any orchestrator knows it.
     pub(super) async fn look(&self, id: SessionId, secret: &SecretString) -> Result<Session> {
-        let call = async |client: &Client| client.get(id, secret).await;
+        let call = |client: Client| {
+            let secret = secret.clone();
+            async move { client.get(id, &secret).await }
+        };
         self.ask(&mut Rng::new(), "looking at a session", call)
             .await
     }
@@ -208,13 +211,16 @@ impl People {
             ..CreateSession::default()
         };
         let key = SessionId::new().to_string();
-        let ask = async |client: &Client| client.create(&wish, &key).await;
+        let ask = |client: Client| {
+            let (wish, key) = (wish.clone(), key.clone());
+            async move { client.create(&wish, &key).await }
+        };
         let Created { session, secret } =
-            self.ask(&mut random, "asking for a desktop", ask).await?;
+            self.ask(&mut random, "asking for a desktop", &ask).await?;
         let id = session.id;
         self.notes().accepted.push((id, secret.clone()));
         if random.u8(0..4) == 0 {
-            let again = self.ask(&mut random, "asking once more", ask).await?;
+            let again = self.ask(&mut random, "asking once more", &ask).await?;
             ensure!(
                 again.session.id == id,
                 "one key, two sessions: {id}, {}",
@@ -347,7 +353,10 @@ impl Person {
 
     async fn end(&mut self) -> Result<()> {
         let (id, secret) = (self.id, self.secret.clone());
-        let call = async |client: &Client| client.destroy(id, &secret).await;
+        let call = |client: Client| {
+            let secret = secret.clone();
+            async move { client.destroy(id, &secret).await }
+        };
         let people = self.people.clone();
         people
             .ask(&mut self.random, "ending a session", call)
@@ -360,7 +369,10 @@ impl Person {
         let beat = Heartbeat {
             client: RdpClientState::Running,
         };
-        let call = async |client: &Client| client.heartbeat(id, &secret, beat).await;
+        let call = |client: Client| {
+            let secret = secret.clone();
+            async move { client.heartbeat(id, &secret, beat).await }
+        };
         let people = self.people.clone();
         people.ask(&mut self.random, "a heartbeat", call).await
     }
@@ -448,6 +460,8 @@ impl Person {
             error = beats(self) => return error,
         };
         let mut over = self.people.0.over.clone();
+        let over = async { over.wait_for(|over| *over).await.map(drop) };
+        tokio::pin!(over);
         if seen.phase == SessionPhase::Connected {
             self.people.notes().seen.connected += 1;
             let until = Instant::now() + Duration::from_millis(self.random.u64(500..6_000));
@@ -455,7 +469,7 @@ impl Person {
                 let stays = matches!(plan, Plan::Stay);
                 tokio::select! {
                     () = tokio::time::sleep_until(until), if !stays => break,
-                    _ = over.wait_for(|over| *over), if stays => {
+                    _ = &mut over, if stays => {
                         self.beat().await?;
                         self.people.notes().seen.stayed += u32::from(self.is_usable().await?);
                         break;
