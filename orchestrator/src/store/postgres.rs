@@ -15,6 +15,7 @@ use super::{Schema, StoreError};
 use crate::secret;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use mayfly_api::SessionId;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -320,6 +321,11 @@ impl Replicas for PostgresStore {
             installation,
         };
         Ok(rows.into_iter().map(replica).collect())
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let now: i64 = sqlx::query_scalar(NOW).fetch_one(&self.readers).await?;
+        Ok(Timestamp::from_microsecond(now).ok())
     }
 
     async fn called(&self, id: &ReplicaId) -> Result<Option<String>, StoreError> {
