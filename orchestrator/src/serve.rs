@@ -16,6 +16,7 @@ use crate::http;
 use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
+use crate::provider::site::Site;
 use crate::provider::terraform::{self, Terraform};
 use crate::replica;
 use crate::secret::{self, Secrets};
@@ -239,10 +240,13 @@ pub fn open_local_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provi
     }
     if config.uses(ProviderKind::Simulated) {
         let settings = config.provider.simulated.clone();
-        let folder = settings.folder.clone();
-        let folder = folder.unwrap_or_else(|| config.state_dir.join("simulated"));
-        let simulated = Simulated::open(settings, &folder)?;
-        providers.push(Arc::new(simulated));
+        providers.push(match settings.site.clone() {
+            Some(socket) => Arc::new(Site::at(socket)),
+            None => {
+                let folder = config.state_dir.join("simulated");
+                Arc::new(Simulated::open(settings, &folder)?)
+            }
+        });
     }
     Ok(providers)
 }
