@@ -9,7 +9,7 @@ use crate::clock::{Clock, after, between, s};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
 use crate::drain::{self, Drain};
-use crate::failpoints::{self, around};
+use crate::failpoints::around;
 use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
 use crate::replica::{self, Tenure};
@@ -207,16 +207,11 @@ impl Shared {
         let was = before.clone();
         let change = move |record: &mut Record| {
             let _ = was.set(record.phase);
-            let changed = change(record);
-            if changed != Change::Nothing {
-                failpoints::before(|| record.commit());
-            }
-            changed
+            change(record)
         };
         let done = self.store.update(id, now, Box::new(change)).await?;
         self.metrics.stored("update", begun.elapsed());
         if let Some((record, Change::Told | Change::Quiet)) = &done {
-            failpoints::after(|| record.commit());
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
                 if [before.get(), Some(&record.phase)].contains(&Some(&SessionPhase::Queued)) {
@@ -406,8 +401,8 @@ impl Control {
         let limits = &shared.config.limits;
         let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
         let begun = Instant::now();
-        let accepted = shared.store.accept(record, idempotency, limits.max_queued);
-        let accepted = around("commit accept", accepted).await?;
+        let store = &shared.store;
+        let accepted = store.accept(record, idempotency, limits.max_queued).await?;
         shared.metrics.stored("accept", begun.elapsed());
         if let Accepted::New(record) = &accepted {
             info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
@@ -676,7 +671,6 @@ async fn give_places(control: &Control) -> Result<(), StoreError> {
         let Some(record) = planned else {
             break;
         };
-        failpoints::after(|| record.commit());
         shared.moved.store(true, Ordering::Release);
         shared.hub.publish(&record);
         // It may have been another's until now.

@@ -616,7 +616,7 @@ impl Worker {
                         around("last words", words).await;
                     }
                     if may_have_open_files
-                        && tokio::time::timeout(LEAVE, leave(&*provider, name)).await.is_err()
+                        && around("leave", tokio::time::timeout(LEAVE, leave(&*provider, name))).await.is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }

@@ -83,10 +83,7 @@ impl Provider for Site {
                 CheckStatus::Warning,
                 "desktops are only pretended".to_owned(),
             ),
-            Err(error) => (
-                CheckStatus::Error,
-                format!("{}: {error}", self.0.display()),
-            ),
+            Err(error) => (CheckStatus::Error, format!("{}: {error}", self.0.display())),
         };
         vec![Check {
             name: "simulated".to_owned(),

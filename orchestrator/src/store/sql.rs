@@ -10,6 +10,7 @@ use super::{
 use crate::clock::ms_between;
 use crate::config::Limits;
 use crate::desktop::{Desktop, StoredDesktop};
+use crate::failpoints::{self, around};
 use crate::last_words::LONGEST;
 use crate::session::{Expected, Record, Wish};
 use crate::store::machines::{Locking, Machines, Reserved, Reserving};
@@ -21,6 +22,7 @@ use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
 };
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mayfly_api::{DesktopName, Removal, SessionEvent, SessionId, SessionPhase, Stage, StageName};
 use serde::Serialize;
@@ -38,8 +40,10 @@ impl Store for Sql {
     ) -> Result<Accepted, StoreError> {
         let mut record = record;
         record.take(self.me());
-        self.write(move |db| Box::pin(accept(db, record, idempotency, max_queued)))
-            .await
+        self.commit("accept", move |db| {
+            Box::pin(accept(db, record, idempotency, max_queued))
+        })
+        .await
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
@@ -70,8 +74,12 @@ impl Store for Sql {
         now: Timestamp,
         change: Changing,
     ) -> Result<Option<(Record, Change)>, StoreError> {
-        self.write(move |db| Box::pin(update(db, id, now, change)))
-            .await
+        let done = self.write(move |db| Box::pin(update(db, id, now, change)));
+        let done = done.await?;
+        if let Some((record, Change::Told | Change::Quiet)) = &done {
+            failpoints::after(|| record.commit());
+        }
+        Ok(done)
     }
 
     async fn plan_next(
@@ -82,12 +90,16 @@ impl Store for Sql {
     ) -> Result<Option<Record>, StoreError> {
         let (most, at_once) = (limits.max_desktops, limits.concurrent_creates);
         let (me, full) = (self.me().clone(), to_json(&full)?);
-        self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)))
-            .await
+        let planned = self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)));
+        let planned = planned.await?;
+        if let Some(record) = &planned {
+            failpoints::after(|| record.commit());
+        }
+        Ok(planned)
     }
 
     async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
-        self.write(move |db| Box::pin(renumber_queue(db, now)))
+        self.commit("renumber", move |db| Box::pin(renumber_queue(db, now)))
             .await
     }
 
@@ -137,7 +149,8 @@ impl Store for Sql {
     }
 
     async fn forget(&self, before: Timestamp) -> Result<u64, StoreError> {
-        self.write(move |db| Box::pin(forget(db, before))).await
+        self.commit("forget", move |db| Box::pin(forget(db, before)))
+            .await
     }
 
     async fn resume(
@@ -145,7 +158,8 @@ impl Store for Sql {
         seen: Option<DesktopName>,
         now: Timestamp,
     ) -> Result<Option<Restored>, StoreError> {
-        self.write(move |db| Box::pin(resume(db, seen, now))).await
+        self.commit("resume", move |db| Box::pin(resume(db, seen, now)))
+            .await
     }
 
     async fn close(&self) {
@@ -158,13 +172,13 @@ impl Store for Sql {
 impl Machines for Sql {
     async fn reserve(&self, machine: &Reserved, clones: u32) -> Result<Reserving, StoreError> {
         let machine = machine.clone();
-        self.write(move |db| Box::pin(reserve(db, machine, clones)))
+        self.commit("reserve", move |db| Box::pin(reserve(db, machine, clones)))
             .await
     }
 
     async fn cloned(&self, name: DesktopName) -> Result<(), StoreError> {
         let change = sqlx::query("UPDATE machine SET cloning = 0 WHERE number = $1");
-        self.run(change.bind(number(name))).await
+        self.run("cloned", change.bind(number(name))).await
     }
 
     async fn reserved(&self) -> Result<Vec<Reserved>, StoreError> {
@@ -192,7 +206,7 @@ impl Machines for Sql {
             .bind(id.to_owned())
             .bind(info.to_owned())
             .bind(number(name));
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("lock", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -201,7 +215,7 @@ impl Machines for Sql {
             "UPDATE machine SET lock_id = NULL, lock = NULL WHERE number = $1 AND (lock_id IS NULL OR lock_id = $2)",
         );
         let change = change.bind(number(name)).bind(id.to_owned());
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("unlock", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -212,7 +226,7 @@ impl Machines for Sql {
             .bind(state.to_owned())
             .bind(number(name))
             .bind(id.to_owned());
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("save", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -227,7 +241,7 @@ impl Machines for Sql {
 
     async fn release(&self, name: DesktopName) -> Result<(), StoreError> {
         let change = sqlx::query("DELETE FROM machine WHERE number = $1");
-        self.run(change.bind(number(name))).await
+        self.run("release", change.bind(number(name))).await
     }
 }
 
@@ -235,7 +249,8 @@ impl Machines for Sql {
 impl Words for Sql {
     async fn keep(&self, words: &Kept) -> Result<(), StoreError> {
         let words = words.clone();
-        self.write(move |db| Box::pin(keep(db, words))).await
+        self.commit("words", move |db| Box::pin(keep(db, words)))
+            .await
     }
 
     async fn kept(&self, whose: Whose) -> Result<Vec<Kept>, StoreError> {
@@ -271,7 +286,7 @@ impl Receipts for Sql {
             .bind(number(removal.desktop))
             .bind(session.to_string())
             .bind(to_json(removal)?);
-        self.run(change).await
+        self.run("receipt", change).await
     }
 
     async fn receipts(&self, whose: Whose) -> Result<Vec<(SessionId, Removal)>, StoreError> {
@@ -295,7 +310,7 @@ impl Pulse for Sql {
         let change = sqlx::query(
             "INSERT INTO pulse (id, at_us) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET at_us = excluded.at_us",
         );
-        self.run(change.bind(now.as_microsecond())).await
+        self.run("pulse", change.bind(now.as_microsecond())).await
     }
 
     async fn tally(&self) -> Result<Tally, StoreError> {
@@ -321,9 +336,20 @@ impl Pulse for Sql {
 type Query = sqlx::query::Query<'static, super::Database, super::Arguments>;
 
 impl Sql {
+    /// Makes an intent, between points of that name; durable when this returns.
+    async fn commit<T: Send + 'static>(
+        &self,
+        what: &str,
+        intent: impl for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, StoreError>>
+        + Send
+        + 'static,
+    ) -> Result<T, StoreError> {
+        around(&format!("commit {what}"), self.write(intent)).await
+    }
+
     /// One statement, whatever it changed.
-    async fn run(&self, change: Query) -> Result<(), StoreError> {
-        self.write(move |db| {
+    async fn run(&self, what: &str, change: Query) -> Result<(), StoreError> {
+        self.commit(what, move |db| {
             Box::pin(async move {
                 change.execute(db).await?;
                 Ok(())
@@ -380,6 +406,7 @@ async fn update(
     };
     let changed = change(&mut record);
     if changed != Change::Nothing {
+        failpoints::before(|| record.commit());
         save(db, &mut record, changed, now).await?;
     }
     Ok(Some((record, changed)))
@@ -418,6 +445,7 @@ async fn plan_next(
     if record.plan(name, now).is_err() {
         return Ok(None);
     }
+    failpoints::before(|| record.commit());
     save(db, &mut record, Change::Told, now).await?;
     Ok(Some(record))
 }

@@ -127,9 +127,17 @@ impl Orchestrator {
     /// # Errors
     /// When it keeps nothing.
     pub fn logs(&self, lab: &Lab, session: SessionId) -> Result<String> {
+        self.administer(lab, &["logs", &session.to_string()])
+    }
+
+    /// What it says to an administrator on its machine.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn administer(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
         let mut command = lab.command(program("mayfly-orchestrator")?);
-        command.args(["logs", &session.to_string(), "--config"]);
-        let output = command.arg(&self.config).output()?;
+        command.args(arguments).arg("--config").arg(&self.config);
+        let output = command.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{said}");
         Ok(String::from_utf8(output.stdout)?)
