@@ -44,9 +44,14 @@ const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
 pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
-/// Works for the session until it is over or the orchestrator stops.
-pub async fn run(shared: Arc<Shared>, id: SessionId) {
+/// Works for the session until it is over or the orchestrator stops. One that is new and followed since before it was accepted
+/// need not be read.
+pub async fn run(shared: Arc<Shared>, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
     let (mut worker, mut signals) = Worker::new(shared, id);
+    if let Some((record, changes)) = new {
+        worker.changes = changes;
+        worker.new = Some(record);
+    }
     loop {
         match worker.step(&mut signals).await {
             Ok(Next::Again) => {}
@@ -78,6 +83,8 @@ type Signals = mpsc::Receiver<(DesktopName, Signal)>;
 struct Worker {
     shared: Arc<Shared>,
     id: SessionId,
+    /// As it was accepted, before the first look at it.
+    new: Option<Record>,
     since: Timestamp,
     facts: Option<Facts>,
     changes: watch::Receiver<u64>,
@@ -103,6 +110,7 @@ impl Worker {
             changes: shared.hub.follow(id),
             shared,
             id,
+            new: None,
             facts: None,
             signal,
             operation: JoinSet::new(),
@@ -119,9 +127,15 @@ impl Worker {
         if self.shared.stopping.is_cancelled() {
             return Ok(Next::Stop);
         }
-        self.changes.mark_unchanged();
-        let Some(record) = self.shared.store.get(self.id).await? else {
-            return Ok(Next::Stop);
+        let record = match self.new.take() {
+            Some(record) => record,
+            None => {
+                self.changes.mark_unchanged();
+                let Some(record) = self.shared.store.get(self.id).await? else {
+                    return Ok(Next::Stop);
+                };
+                record
+            }
         };
         let Some(provider) = self.shared.provider(&record.wish.provider) else {
             // Its template was taken out of the configuration while it lived.

@@ -24,6 +24,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_array_elements($1::json) AS rows(value)"
+    };
+}
+
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
 mod sql;
@@ -217,6 +224,17 @@ async fn hold(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
         .bind(id.to_string())
         .execute(db)
         .await?;
+    Ok(())
+}
+
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!(
+        "SELECT 1 FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY created_us, id FOR UPDATE"
+    );
+    sqlx::query(all).bind(ids.to_owned()).execute(db).await?;
     Ok(())
 }
 

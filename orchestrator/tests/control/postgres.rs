@@ -1,9 +1,9 @@
 //! The program on PostgreSQL: the same life of a session, across a kill, and what an administrator reads of it.
 
-use crate::cluster::Cluster;
 use crate::house::until;
 use crate::process::{Service, configured, run, serve};
 use mayfly_api::{CreateSession, Created, Session, SessionPhase};
+use mayfly_cluster::Cluster;
 use mayfly_orchestrator::secret::Secrets;
 use secrecy::ExposeSecret;
 use std::os::unix::fs::PermissionsExt;

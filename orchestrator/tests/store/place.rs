@@ -1,6 +1,6 @@
 //! A store of a test's own, of each kind.
 
-use crate::cluster::Cluster;
+use mayfly_cluster::Cluster;
 use mayfly_orchestrator::store::Store;
 use mayfly_orchestrator::store::memory::MemoryStore;
 use mayfly_orchestrator::store::postgres::PostgresStore;

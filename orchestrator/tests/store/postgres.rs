@@ -1,8 +1,8 @@
 //! What the store on PostgreSQL promises for itself.
 
-use crate::cluster::Cluster;
 use crate::conformance::asked;
 use jiff::Timestamp;
+use mayfly_cluster::Cluster;
 use mayfly_orchestrator::session::Expected;
 use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_orchestrator::store::{Change, Store, StoreError};
