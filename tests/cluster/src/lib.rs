@@ -5,8 +5,10 @@
 //! * The server runs as an ordinary user: as `postgres` if the tests run as root.
 
 #![allow(
-    dead_code,
-    reason = "each of the test programs that have it uses a part"
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    reason = "tests are all that uses it: they fail where it does"
 )]
 
 use nix::unistd::{User, geteuid};
@@ -37,21 +39,24 @@ wait $!
 rm -rf "$folder"
 "#;
 
-/// See the module.
-pub(crate) struct Cluster {
+/// A server; see the crate.
+#[derive(Debug)]
+pub struct Cluster {
     folder: PathBuf,
     /// Its standard input is open as long as this program runs.
     _guard: Child,
 }
 
 impl Cluster {
-    /// The one of this program, running.
-    pub(crate) fn get() -> &'static Self {
+    /// The one of this program, running. It flushes nothing: a power cut is none of the tests'.
+    pub fn get() -> &'static Self {
         static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-        CLUSTER.get_or_init(Self::start)
+        CLUSTER.get_or_init(|| Self::start(&["fsync=off", "shared_buffers=16MB"]))
     }
 
-    fn start() -> Self {
+    /// Another one, with these settings; until this program ends.
+    #[must_use]
+    pub fn start(settings: &[&str]) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().unwrap();
         let folder = folder.keep();
@@ -98,12 +103,10 @@ impl Cluster {
 
         guard.arg(programs.join("postgres")).arg("-D").arg(&data);
         guard.arg("-k").arg(&folder);
-        for setting in [
-            "listen_addresses=",
-            "fsync=off",
-            "max_connections=300",
-            "shared_buffers=16MB",
-        ] {
+        for setting in ["listen_addresses=", "max_connections=300"]
+            .iter()
+            .chain(settings)
+        {
             guard.args(["-c", setting]);
         }
         let cluster = Self {
@@ -124,12 +127,13 @@ impl Cluster {
     }
 
     /// Runs one of PostgreSQL's programs on a database: its last argument is where that is. What it wrote.
-    pub(crate) fn run(&self, program: &str, args: &[&str], on: &PgConnectOptions) -> Vec<u8> {
+    #[must_use]
+    pub fn run(&self, program: &str, args: &[&str], on: &PgConnectOptions) -> Vec<u8> {
         self.feed(program, args, on, &[])
     }
 
     /// The same, with something to read.
-    pub(crate) fn feed(
+    pub fn feed(
         &self,
         program: &str,
         args: &[&str],
@@ -148,18 +152,21 @@ impl Cluster {
     }
 
     /// The URL of a database, without its password.
-    pub(crate) fn url(&self, database: &PgConnectOptions) -> String {
+    #[must_use]
+    pub fn url(&self, database: &PgConnectOptions) -> String {
         let (folder, name) = (self.folder.display(), database.get_database());
         format!("postgres:///{}?host={folder}&user={USER}", name.unwrap())
     }
 
     /// The password of everybody.
-    pub(crate) fn password(&self) -> &'static str {
+    #[must_use]
+    pub fn password(&self) -> &'static str {
         PASSWORD
     }
 
     /// How to reach a database of this cluster.
-    pub(crate) fn options(&self, database: &str) -> PgConnectOptions {
+    #[must_use]
+    pub fn options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.folder)
             .username(USER)
@@ -168,7 +175,7 @@ impl Cluster {
     }
 
     /// A new, empty database.
-    pub(crate) async fn database(&self) -> PgConnectOptions {
+    pub async fn database(&self) -> PgConnectOptions {
         static DATABASES: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         let options = self.options("postgres");
