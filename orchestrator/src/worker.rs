@@ -46,9 +46,14 @@ const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
 pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
-/// Works for the session until it is over or another's, or the orchestrator stops.
-pub async fn run(shared: Arc<Shared>, id: SessionId) {
+/// Works for the session until it is over or another's, or the orchestrator stops. One that is new and followed since before it was
+/// accepted need not be read.
+pub async fn run(shared: Arc<Shared>, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
     let (mut worker, mut signals) = Worker::new(shared.clone(), id);
+    if let Some((record, changes)) = new {
+        worker.changes = changes;
+        worker.new = Some(record);
+    }
     loop {
         match worker.step(&mut signals).await {
             Ok(Next::Again) => {}
@@ -87,6 +92,8 @@ struct Worker {
     term: CancellationToken,
     /// What the session was taken under; every commit carries it.
     fence: Option<u64>,
+    /// As it was accepted, before the first look at it.
+    new: Option<Record>,
     since: Timestamp,
     facts: Option<Facts>,
     changes: watch::Receiver<u64>,
@@ -114,6 +121,7 @@ impl Worker {
             shared,
             id,
             fence: None,
+            new: None,
             facts: None,
             signal,
             operation: JoinSet::new(),
@@ -130,9 +138,15 @@ impl Worker {
         if self.term.is_cancelled() || !self.shared.tenure.is_held() {
             return Ok(Next::Stop);
         }
-        self.changes.mark_unchanged();
-        let Some(record) = self.shared.store.get(self.id).await? else {
-            return Ok(Next::Stop);
+        let record = match self.new.take() {
+            Some(record) => record,
+            None => {
+                self.changes.mark_unchanged();
+                let Some(record) = self.shared.store.get(self.id).await? else {
+                    return Ok(Next::Stop);
+                };
+                record
+            }
         };
         if record.owner.as_ref() != Some(self.shared.store.me()) {
             debug!(session = %self.id, "another orchestrator works for it");

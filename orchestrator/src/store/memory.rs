@@ -68,6 +68,30 @@ impl Model {
         Some(Accepted::Again(Box::new(first)))
     }
 
+    fn accept(
+        &mut self,
+        mut record: Record,
+        idempotency: Option<Idempotency>,
+        max_queued: u32,
+    ) -> Accepted {
+        if let Some(before) = idempotency.as_ref().and_then(|key| self.before(key)) {
+            return before;
+        }
+        let queued = self.that(|r| r.phase == SessionPhase::Queued).len();
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+        if queued >= max_queued {
+            return Accepted::Full;
+        }
+        record.queue_position = Some(queued + 1);
+        self.sessions.insert(record.id, record.clone());
+        self.append_event(&record, record.created_at);
+        if let Some(key) = idempotency {
+            let of = (key.request_sha256, record.id);
+            self.keys.insert(key.key_sha256, of);
+        }
+        Accepted::New(Box::new(record))
+    }
+
     /// Sessions for which that holds, oldest first.
     fn that(&self, holds: impl Fn(&Record) -> bool) -> Vec<Record> {
         let mut found: Vec<_> = self
@@ -115,30 +139,19 @@ impl Model {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn accept(
+    async fn accept_all(
         &self,
-        mut record: Record,
-        idempotency: Option<Idempotency>,
+        wishes: Vec<(Record, Option<Idempotency>)>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError> {
+    ) -> Result<Vec<Accepted>, StoreError> {
         let mut model = self.model();
-        if let Some(before) = idempotency.as_ref().and_then(|key| model.before(key)) {
-            return Ok(before);
-        }
-        let queued = model.that(|r| r.phase == SessionPhase::Queued).len();
-        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
-        if queued >= max_queued {
-            return Ok(Accepted::Full);
-        }
-        record.queue_position = Some(queued + 1);
-        record.take(&self.1);
-        model.sessions.insert(record.id, record.clone());
-        model.append_event(&record, record.created_at);
-        if let Some(key) = idempotency {
-            let of = (key.request_sha256, record.id);
-            model.keys.insert(key.key_sha256, of);
-        }
-        Ok(Accepted::New(Box::new(record)))
+        let wishes = wishes.into_iter();
+        Ok(wishes
+            .map(|(mut record, key)| {
+                record.take(&self.1);
+                model.accept(record, key, max_queued)
+            })
+            .collect())
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
@@ -198,18 +211,23 @@ impl Store for MemoryStore {
         Ok(Some(record))
     }
 
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
         let mut model = self.model();
         let queued = model.that(|r| r.phase == SessionPhase::Queued);
-        let mut moved = Vec::new();
-        for (place, mut record) in (1..).zip(queued) {
-            if record.queue_position != Some(place) {
-                record.queue_position = Some(place);
-                model.save(&mut record, Change::Told, now);
-                moved.push(record);
-            }
+        let moved = (1..)
+            .zip(queued)
+            .filter(|(place, record)| *place > after && record.queue_position != Some(*place));
+        let mut moved: Vec<_> = moved.take(most as usize).collect();
+        for (place, record) in &mut moved {
+            record.queue_position = Some(*place);
+            model.save(record, Change::Told, now);
         }
-        Ok(moved)
+        Ok(moved.into_iter().map(|(_, record)| record).collect())
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {

@@ -1,7 +1,8 @@
 //! The store on SQLite: one file, WAL, `synchronous=FULL` (a committed change survives a power cut), one writer.
 //!
 //! # Guarantees
-//! * Changes that wait for the disk at the same time share its flush ([`super::writer`]).
+//! * Changes that wait for the disk at the same time share its flush ([`super::writer`]). What moves them from the log to their place
+//!   does so beside them: they do not wait for that.
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
 use super::replicas::{ReplicaId, Replicas};
@@ -20,7 +21,16 @@ use sqlx::{Connection as _, Sqlite, Transaction};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_each($1)"
+    };
+}
 
 #[path = "sql.rs"]
 mod sql;
@@ -32,6 +42,11 @@ type Arguments = SqliteArguments;
 type Sql = SqliteStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
+
+/// Pages in the log (64 MiB) after which whoever commits moves them, if nobody did before.
+const LOG_PAGES: &str = "16384";
+/// How often somebody does.
+const MOVED: Duration = Duration::from_secs(1);
 
 /// The session that waits longest without a desktop; not one of the templates in a JSON array.
 const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
@@ -54,6 +69,7 @@ const HIGHEST: &str =
 pub struct SqliteStore {
     /// None: it was opened to be read.
     writer: Option<Writer>,
+    mover: Option<Arc<Mover>>,
     readers: SqlitePool,
     schema: Schema,
     me: ReplicaId,
@@ -70,15 +86,18 @@ impl SqliteStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", LOG_PAGES)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let (db, schema) = open_writer(&options).await.map_err(damaged)?;
+        let mover = Mover::start(SqliteConnection::connect_with(&options).await?);
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         Ok(Self {
             writer: Some(Writer::start(db)),
+            mover: Some(Arc::new(mover)),
             readers,
             schema,
             me: ReplicaId::one(),
@@ -107,6 +126,7 @@ impl SqliteStore {
             .await?;
         Ok(Self {
             writer: None,
+            mover: None,
             readers,
             schema: Schema::default(),
             me: ReplicaId::one(),
@@ -155,9 +175,37 @@ impl SqliteStore {
     /// Makes what waits, and lets go of the file.
     pub async fn close(&self) {
         self.readers.close().await;
+        if let Some(mover) = &self.mover {
+            mover.close().await;
+        }
         if let Some(writer) = &self.writer {
             writer.close().await;
         }
+    }
+}
+
+/// Moves what was committed from the log into the database's file, every now and then; ends with the store.
+#[derive(Debug)]
+struct Mover(Mutex<JoinSet<()>>);
+
+impl Mover {
+    fn start(mut db: SqliteConnection) -> Self {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            loop {
+                tokio::time::sleep(MOVED).await;
+                // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
+                let _ = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+                    .execute(&mut db)
+                    .await;
+            }
+        });
+        Self(Mutex::new(task))
+    }
+
+    async fn close(&self) {
+        let mut task = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        task.shutdown().await;
     }
 }
 
@@ -240,8 +288,18 @@ async fn tell(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The same of several.
+async fn tell_all(_: &mut Connection, _: &str) -> Result<(), StoreError> {
+    Ok(())
+}
+
 /// There is one writer: what it reads stays as it is.
 async fn hold(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
+    Ok(())
+}
+
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(_: &mut Connection, _: &str) -> Result<(), StoreError> {
     Ok(())
 }
 

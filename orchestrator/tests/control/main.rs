@@ -13,6 +13,7 @@ mod damage;
 mod health;
 mod house;
 mod life;
+mod many;
 mod packaging;
 mod postgres;
 mod process;
