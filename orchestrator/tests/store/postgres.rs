@@ -7,7 +7,6 @@ use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_orchestrator::store::replicas::ReplicaId;
 use mayfly_orchestrator::store::{Change, Store, StoreError};
 use mayfly_postgres::Cluster;
-use mayfly_postgres::Cluster;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 
