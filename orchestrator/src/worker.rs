@@ -6,7 +6,7 @@
 
 use crate::clock::between;
 use crate::control::Shared;
-use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
+use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::failpoints::around;
 use crate::last_words;
@@ -289,26 +289,15 @@ impl Worker {
         if result.is_err() && op != Op::Adopt {
             self.shared.metrics.operation_failed(provider, op);
         }
-        match (op, result) {
-            (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
-            (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
-            (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
-            (Op::Destroy, Ok(())) => facts.removed = true,
-            (Op::Destroy, Err(failed)) => {
-                let reason = failed.reason().to_owned();
-                warn!(session = %self.id, desktop = %facts.name, reason, "not removed; trying again");
-                facts.removals_failed += 1;
-                facts.removal_failed = Some((now, reason));
-            }
-            (Op::Adopt, Err(failed)) => {
-                debug!(session = %self.id, desktop = %facts.name, reason = failed.reason(), "not adopted");
-                facts.not_adopted = true;
-            }
-            (op, Err(failed)) => {
-                warn!(session = %self.id, desktop = %facts.name, ?op, reason = failed.reason(), "failed");
-                facts.failed = Some(failed);
+        if let Err(failed) = &result {
+            let (session, desktop, reason) = (self.id, facts.name, failed.reason());
+            match op {
+                Op::Adopt => debug!(%session, %desktop, reason, "not adopted"),
+                Op::Destroy => warn!(%session, %desktop, reason, "not removed; trying again"),
+                _ => warn!(%session, %desktop, ?op, reason, "failed"),
             }
         }
+        facts.done(op, result, now);
     }
 
     async fn heard(
@@ -433,7 +422,12 @@ impl Worker {
             Action::Abandon => {
                 self.operation.shutdown().await;
                 if let Some(facts) = self.facts.as_mut() {
-                    facts.busy = None;
+                    if facts.busy == Some(Op::Destroy) {
+                        warn!(session = %self.id, desktop = %name, "its removal does not end; trying again");
+                        let metrics = &self.shared.metrics;
+                        metrics.operation_failed(provider.kind(), Op::Destroy);
+                    }
+                    facts.abandon(now);
                 }
             }
             Action::Booting => {
@@ -571,7 +565,7 @@ impl Worker {
         if !self.shared.tenure.is_held() {
             return;
         }
-        facts.busy = Some(op);
+        facts.begin(op, self.shared.clock.now());
         let name = facts.name;
         let provider = provider.clone();
         if matches!(op, Op::Create | Op::Adopt) {
