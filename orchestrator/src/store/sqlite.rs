@@ -24,6 +24,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// The objects of a JSON array, one a row, as `value`.
 macro_rules! rows {
@@ -49,7 +50,8 @@ const LOG_PAGES: &str = "16384";
 const MOVED: Duration = Duration::from_secs(1);
 
 /// The session that waits longest without a desktop; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT value FROM json_each($1))
      ORDER BY created_us, id LIMIT 1";
@@ -186,26 +188,37 @@ impl SqliteStore {
 
 /// Moves what was committed from the log into the database's file, every now and then; ends with the store.
 #[derive(Debug)]
-struct Mover(Mutex<JoinSet<()>>);
+struct Mover {
+    closing: CancellationToken,
+    task: Mutex<JoinSet<()>>,
+}
 
 impl Mover {
     fn start(mut db: SqliteConnection) -> Self {
-        let mut task = JoinSet::new();
+        let (closing, mut task) = (CancellationToken::new(), JoinSet::new());
+        let closed = closing.clone();
         task.spawn(async move {
-            loop {
-                tokio::time::sleep(MOVED).await;
+            while closed
+                .run_until_cancelled(tokio::time::sleep(MOVED))
+                .await
+                .is_some()
+            {
                 // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
                 let _ = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
                     .execute(&mut db)
                     .await;
             }
+            // The last who closes leaves the whole in one file.
+            let _ = db.close().await;
         });
-        Self(Mutex::new(task))
+        let task = Mutex::new(task);
+        Self { closing, task }
     }
 
     async fn close(&self) {
-        let mut task = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        task.shutdown().await;
+        self.closing.cancel();
+        let task = std::mem::take(&mut *self.task.lock().unwrap_or_else(PoisonError::into_inner));
+        task.join_all().await;
     }
 }
 
