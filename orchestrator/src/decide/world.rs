@@ -97,16 +97,19 @@ enum How {
     Failed,
     /// It never answers.
     Never,
+    /// It says that it is done, and it is not, or not yet.
+    Lie,
 }
 
 /// Other than well, as often each.
-const HOW: [How; 6] = [
+const HOW: [How; 7] = [
     How::NotYet,
     How::NoCapacity,
     How::Busy,
     How::Unavailable,
     How::Failed,
     How::Never,
+    How::Lie,
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +191,7 @@ enum Next {
     /// It does what it decided then.
     Act(Action, Timestamp),
     /// It has the provider make what it committed.
-    Create(DesktopName),
+    Create,
 }
 
 /// Where a reaper is between two steps.
@@ -228,7 +231,7 @@ struct Story {
     claimed_at: Option<Timestamp>,
     /// How many times its machine was asked for.
     asked: u32,
-    /// It was looked for, and not there, while it was being removed.
+    /// While it was being removed, the provider said that it is not there.
     checked: bool,
 }
 
@@ -512,11 +515,7 @@ impl World {
                 self.act(p, id, worker, action, at);
                 true
             }
-            Next::Create(name) => {
-                let story = self.stories.get_mut(&name).unwrap();
-                story.asked += 1;
-                assert_eq!(story.asked, 1, "{name} is made twice");
-                assert!(story.phase >= DesktopPhase::Creating, "nobody committed it");
+            Next::Create => {
                 self.call(p, id, worker, Op::Create);
                 true
             }
@@ -591,9 +590,7 @@ impl World {
         let before = self.record(id);
         let committed = self.commit(p, id, worker.fence, verb);
         match (action, committed) {
-            (Action::Create, Some(true)) => {
-                worker.next = Next::Create(worker.facts.as_ref().unwrap().name);
-            }
+            (Action::Create, Some(true)) => worker.next = Next::Create,
             (Action::Remake(..), Some(true)) => worker.remade += 1,
             (Action::End(reason), Some(true)) => self.check_end(reason, &before, worker, now),
             _ => {}
@@ -656,6 +653,13 @@ impl World {
         let facts = worker.facts.as_mut().unwrap();
         assert_eq!(facts.busy, None, "two operations at once");
         facts.begin(op, now);
+        if op == Op::Create {
+            let story = self.stories.get_mut(&facts.name).unwrap();
+            story.asked += 1;
+            assert_eq!(story.asked, 1, "{} is made twice", facts.name);
+            let phase = story.phase;
+            assert!(phase >= DesktopPhase::Creating, "nobody committed it");
+        }
         self.operations.push(Operation {
             op,
             name: facts.name,
@@ -717,11 +721,11 @@ impl World {
         self.processes[p].workers[&id].listens()
     }
 
-    /// An answer comes to who waits for it. Success is said only of what is so.
+    /// An answer comes to who waits for it. Who does not lie says success only of what is so.
     fn answer(&mut self, o: usize, how: How) {
         let (op, name) = (self.operations[o].op, self.operations[o].name);
         let error = match how {
-            How::Well => None,
+            How::Well | How::Lie => None,
             How::Never => return self.operations[o].never = true,
             // Asked again by the worker.
             How::NotYet if op == Op::Bootstrap => return,
@@ -733,6 +737,10 @@ impl World {
         };
         let result = match error {
             Some(error) => Err(error),
+            None if matches!(how, How::Lie) => {
+                self.stories.get_mut(&name).unwrap().checked |= op == Op::Destroy;
+                Ok(())
+            }
             None => {
                 while self.operations[o].left > 0 {
                     self.effect(o);
@@ -886,18 +894,16 @@ impl World {
         let last = self.stories.keys().next_back().copied();
         if let Some(desktop) = &record.desktop {
             let name = desktop.name();
-            if !self.stories.contains_key(&name) {
+            let story = self.stories.entry(name).or_insert_with(|| {
                 assert!(Some(name) > last, "a number is given again");
-                let story = Story {
+                Story {
                     session: id,
                     phase: DesktopPhase::Planned,
                     claimed_at: None,
                     asked: 0,
                     checked: false,
-                };
-                self.stories.insert(name, story);
-            }
-            let story = self.stories.get_mut(&name).unwrap();
+                }
+            });
             assert_eq!(story.session, id, "it was another's");
             let (before, phase) = (story.phase, desktop.phase());
             let retried = (before, phase) == (DesktopPhase::Stuck, DesktopPhase::Destroying);
