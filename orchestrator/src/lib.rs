@@ -24,6 +24,7 @@ pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+pub mod reaper;
 pub mod receipt;
 mod run;
 pub mod secret;

@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod pulse;
 pub mod receipts;
 pub mod sqlite;
+pub mod strays;
 pub mod words;
 mod writer;
 
@@ -156,7 +157,9 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words::Words {
+pub trait Store:
+    machines::Machines + pulse::Pulse + receipts::Receipts + strays::Strays + words::Words
+{
     /// Takes a session, unless its key came before or `max_queued` sessions wait already.
     async fn accept(
         &self,

@@ -20,6 +20,7 @@ mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod reaper;
 mod receipt;
 mod restore;
 mod stuck;
