@@ -2,18 +2,17 @@
 //!
 //! # Guarantees
 //! * A session that was accepted has a worker until it is over, also after a restart.
-//! * A machine that a provider lists and no live row owns is removed after two sightings.
 //! * Where an older copy of the database was put in its place, no machine that it does not know is removed while somebody may use it.
 
 use crate::clock::{Clock, after, between, s};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
 use crate::drain::{self, Drain};
-use crate::failpoints::around;
 use crate::fresh::Fresh;
 use crate::intake::{self, Intake};
-use crate::metrics::{Metrics, Reaped};
+use crate::metrics::Metrics;
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
+use crate::reaper;
 use crate::replica::{self, Tenure};
 use crate::secret::Secrets;
 use crate::session::{Expected, Origin, Record, Wish};
@@ -34,7 +33,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 /// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
 const FULL: Duration = Duration::from_secs(30);
@@ -48,15 +47,6 @@ const GIVING_SHARE: u32 = 2;
 const NUMBERING_SHARE: u32 = 10;
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
-/// Of the machines that a provider shows, one in so many is removed in one pass, and so many in any case.
-const REAPED_SHARE: usize = 5;
-const REAPED_ALWAYS: usize = 3;
-/// Pause between two passes of the reaper.
-const REAP: Duration = Duration::from_secs(30);
-/// A second look at what the first pass of a new process found.
-const FIRST_REAP: Duration = Duration::from_secs(2);
-/// Sessions that are over are kept this long, for history and estimates.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Who follows which session.
 #[derive(Debug, Default)]
@@ -144,7 +134,9 @@ pub struct Shared {
     full: Mutex<HashMap<String, Timestamp>>,
     /// The providers that have shown all their machines to this process: before, a number that is free here may be taken there.
     shown: Mutex<HashSet<&'static str>>,
-    providers: BTreeMap<&'static str, Arc<dyn Provider>>,
+    /// One pass of the reaper at a time.
+    pub(crate) reaping: tokio::sync::Mutex<()>,
+    pub(crate) providers: BTreeMap<&'static str, Arc<dyn Provider>>,
 }
 
 impl Shared {
@@ -174,6 +166,13 @@ impl Shared {
         self.dispatch.notify_one();
     }
 
+    /// That provider has shown all its machines.
+    pub(crate) fn has_shown(&self, provider: &'static str) {
+        if self.shown().insert(provider) {
+            self.dispatch.notify_one();
+        }
+    }
+
     /// There was no room for a desktop of that template: its sessions wait.
     pub fn found_no_room(&self, template: &str) {
         self.full().insert(template.to_owned(), self.clock.now());
@@ -197,7 +196,7 @@ impl Shared {
     }
 
     /// No session that an older copy of the database does not know goes on after this.
-    fn spared_until(&self, restored: &Restored) -> Timestamp {
+    pub(crate) fn spared_until(&self, restored: &Restored) -> Timestamp {
         after(restored.at, self.config.limits.lifetime() + LIFETIME_MARGIN)
     }
 
@@ -318,6 +317,7 @@ impl Control {
                 working: Mutex::default(),
                 full: Mutex::default(),
                 shown: Mutex::default(),
+                reaping: tokio::sync::Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
             }),
             tasks: Arc::default(),
@@ -352,7 +352,7 @@ impl Control {
         }
         control.spawn(intake::work(control.clone(), wishes));
         control.spawn(dispatch(control.clone()));
-        control.spawn(reap(control.shared.clone()));
+        control.spawn(reaper::run(control.shared.clone()));
         control.spawn(replica::live(control.clone(), me));
         Ok(control)
     }
@@ -831,115 +831,6 @@ async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<
     Ok(last.and_then(|record| record.queue_position))
 }
 
-/// Removes machines that nobody owns, and forgets what was over long ago.
-async fn reap(shared: Arc<Shared>) {
-    let mut suspects: HashMap<&'static str, HashSet<DesktopName>> = HashMap::new();
-    let mut pause = FIRST_REAP;
-    loop {
-        for (kind, provider) in &shared.providers {
-            let suspects = suspects.entry(kind).or_default();
-            if let Err(error) = reap_from(&shared, provider, suspects).await {
-                shared.metrics.provider_failed(kind, "list");
-                warn!(provider = kind, error = %format!("{error:#}"), "not looked for machines without owner");
-            }
-        }
-        let now = shared.clock.now();
-        if let Ok(before) = now.checked_sub(KEPT) {
-            match shared.store.forget(before).await {
-                Ok(0) => {}
-                Ok(sessions) => debug!(sessions, "forgotten"),
-                Err(error) => warn!(%error, "old sessions were not forgotten"),
-            }
-        }
-        tokio::select! {
-            () = shared.stopping.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = REAP;
-    }
-}
-
-async fn reap_from(
-    shared: &Shared,
-    provider: &Arc<dyn Provider>,
-    suspects: &mut HashSet<DesktopName>,
-) -> anyhow::Result<()> {
-    // In this order: a machine that is made in between is in neither or in both.
-    let there = around("list", provider.list()).await?;
-    let seen = there.iter().max().copied();
-    let restored = shared.store.resume(seen, shared.clock.now()).await?;
-    if shared.shown().insert(provider.kind()) {
-        shared.dispatch.notify_one();
-    }
-    // Of every provider: what one shows may be part of another's desktop, such as an account.
-    let owned: HashSet<_> = shared.store.desktops().await?.into_iter().collect();
-    let most = (there.len() / REAPED_SHARE).max(REAPED_ALWAYS);
-    let there_are = there.len();
-    let mut unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
-    if let Some(restored) = restored {
-        spare(shared, &**provider, &restored, &mut unowned).await;
-    }
-    let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
-    let (metrics, kind) = (&shared.metrics, provider.kind());
-    metrics.reaped(kind, Reaped::Found, new.len());
-    *suspects = new.into_iter().collect();
-    if again.len() > most {
-        metrics.reaped(kind, Reaped::HeldBack, again.len() - most);
-        error!(
-            provider = kind,
-            unowned = again.len(),
-            all = there_are,
-            "so many machines without owner may be a mistake about who owns them: {most} of them are removed now, the others later"
-        );
-        suspects.extend(again.iter().skip(most).copied());
-    }
-    for name in again.into_iter().take(most) {
-        warn!(desktop = %name, "nobody owns it; removing it");
-        match around("reap", provider.destroy(name)).await {
-            Ok(_) => metrics.reaped(kind, Reaped::Removed, 1),
-            Err(error) => {
-                metrics.provider_failed(kind, "destroy");
-                error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
-                suspects.insert(name);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Leaves machines alone that the database may have owned before an older copy was put in its place, as long as they run and a
-/// session that has one may go on. Nobody works for them: a person can use theirs to its end; then its agent switches it off.
-async fn spare(
-    shared: &Shared,
-    provider: &dyn Provider,
-    restored: &Restored,
-    unowned: &mut HashSet<DesktopName>,
-) {
-    if shared.clock.now() >= shared.spared_until(restored) {
-        return;
-    }
-    let mut spared = Vec::new();
-    for name in unowned.iter().copied().filter(|n| restored.left_out(*n)) {
-        // One that nobody can tell about is spared as well.
-        if !matches!(
-            provider.state(name).await,
-            Ok(MachineState::Dead { .. } | MachineState::Absent)
-        ) {
-            spared.push(name);
-        }
-    }
-    unowned.retain(|name| !spared.contains(name));
-    if !spared.is_empty() {
-        let names: Vec<_> = spared.iter().map(ToString::to_string).collect();
-        warn!(
-            provider = provider.kind(),
-            machines = names.join(" "),
-            until = %shared.spared_until(restored),
-            "the database is an older copy that does not know these machines; they are left alone while they run"
-        );
-    }
-}
-
 /// A desktop that the copy knows as being made.
 fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
     let desktop = record.live_desktop()?;
@@ -948,7 +839,7 @@ fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
 }
 
 /// Works for a session whose desktop was being made when the database was copied: since then somebody may have got it, and would lose
-/// it if it were made anew. It is left alone as [`spare`] leaves others.
+/// it if it were made anew. It is left alone as [`reaper`] leaves others.
 async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: Timestamp) {
     let Some(provider) = shared.provider(&record.wish.provider) else {
         return;
@@ -960,7 +851,7 @@ async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: 
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = shared.clock.sleep_until(Some(until)) => {}
-            () = tokio::time::sleep(REAP) => {}
+            () = tokio::time::sleep(reaper::PAUSE) => {}
         }
     }
 }

@@ -26,6 +26,7 @@ pub mod process;
 pub mod provider;
 pub mod pve;
 pub mod rdp_probe;
+pub mod reaper;
 pub mod receipt;
 pub mod replica;
 mod run;

@@ -4,6 +4,7 @@ use super::machines::{Locking, Machines, Reserved, Reserving};
 use super::pulse::{Pulse, Tally};
 use super::receipts::Receipts;
 use super::replicas::{ReplicaId, Replicas};
+use super::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use super::words::{DESKTOPS, Kept, Whose, Words};
 use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
 use crate::clock::ms_between;
@@ -40,6 +41,7 @@ struct Model {
     machines: BTreeMap<DesktopName, Machine>,
     words: BTreeMap<DesktopName, Kept>,
     receipts: BTreeMap<DesktopName, (SessionId, Removal)>,
+    strays: BTreeMap<(Place, DesktopName), Stray>,
     restored: Option<Restored>,
 }
 
@@ -125,6 +127,12 @@ impl Model {
                 at,
                 session: record.view(),
             });
+    }
+
+    /// The same, as it is now, if it is not over.
+    fn open_stray(&mut self, stray: &Stray) -> Option<&mut Stray> {
+        let key = (stray.place.clone(), stray.desktop);
+        self.strays.get_mut(&key).filter(|s| s.over.is_none())
     }
 
     /// The machine, if nobody but `id` holds its lock.
@@ -445,6 +453,70 @@ impl Receipts for MemoryStore {
             Whose::Desktop(name) => removal.desktop == name,
         };
         Ok(model.receipts.values().filter(its).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Strays for MemoryStore {
+    async fn sight(&self, place: &Place, look: Look) -> Result<Vec<(Turn, Stray)>, StoreError> {
+        let mut model = self.model();
+        let at_it = model.strays.values().filter(|stray| stray.place == *place);
+        let known = at_it.map(|stray| (stray.desktop, stray.clone())).collect();
+        let turns = strays::seen(place, &known, &look);
+        for (_, stray) in &turns {
+            let key = (place.clone(), stray.desktop);
+            model.strays.insert(key, stray.clone());
+        }
+        Ok(turns)
+    }
+
+    async fn begin_removal(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let mut model = self.model();
+        let begun = model.open_stray(stray).filter(|known| {
+            known.quarantined_at.is_some()
+                && known.kept_at.is_none()
+                && known.tried_at == stray.tried_at
+        });
+        Ok(begun
+            .map(|known| (known.tried_at, known.why) = (Some(now), None))
+            .is_some())
+    }
+
+    async fn removal_failed(&self, stray: &Stray, why: &str) -> Result<(), StoreError> {
+        if let Some(known) = self.model().open_stray(stray) {
+            known.why = Some(why.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn removed(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let mut model = self.model();
+        let tried = model.open_stray(stray).filter(|s| s.tried_at.is_some());
+        let over = Some((now, Outcome::Removed));
+        Ok(tried.map(|known| known.over = over).is_some())
+    }
+
+    async fn keep_stray(
+        &self,
+        desktop: DesktopName,
+        at: Option<Timestamp>,
+    ) -> Result<u64, StoreError> {
+        let mut model = self.model();
+        let of_it = |s: &&mut Stray| s.desktop == desktop && s.over.is_none();
+        let kept = model.strays.values_mut().filter(of_it);
+        Ok(kept.map(|stray| stray.kept_at = at).fold(0, |n, ()| n + 1))
+    }
+
+    async fn strays(&self) -> Result<Vec<Stray>, StoreError> {
+        Ok(self.model().strays.values().cloned().collect())
+    }
+
+    async fn forget_strays(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let mut model = self.model();
+        let all = model.strays.len();
+        let is_over = |stray: &Stray| stray.over.is_some_and(|(at, _)| at < before);
+        model.strays.retain(|_, stray| !is_over(stray));
+        Ok(u64::try_from(all - model.strays.len()).unwrap_or(u64::MAX))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod pulse;
 pub mod receipts;
 pub mod replicas;
 pub mod sqlite;
+pub mod strays;
 pub mod words;
 mod writer;
 
@@ -158,7 +159,12 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 /// See the module.
 #[async_trait]
 pub trait Store:
-    machines::Machines + pulse::Pulse + receipts::Receipts + replicas::Replicas + words::Words
+    machines::Machines
+    + pulse::Pulse
+    + receipts::Receipts
+    + replicas::Replicas
+    + strays::Strays
+    + words::Words
 {
     /// Takes sessions, in their order: each unless its key came before or `max_queued` sessions wait already. All of them or none.
     /// They are this orchestrator's.

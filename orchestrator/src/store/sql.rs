@@ -17,6 +17,7 @@ use crate::store::machines::{Locking, Machines, Reserved, Reserving};
 use crate::store::pulse::{Pulse, Tally};
 use crate::store::receipts::Receipts;
 use crate::store::replicas::{ReplicaId, Replicas};
+use crate::store::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
@@ -310,6 +311,69 @@ impl Receipts for Sql {
 }
 
 #[async_trait]
+impl Strays for Sql {
+    async fn sight(&self, place: &Place, look: Look) -> Result<Vec<(Turn, Stray)>, StoreError> {
+        let place = place.clone();
+        self.commit("sight", move |db| Box::pin(sight(db, place, look)))
+            .await
+    }
+
+    async fn begin_removal(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET tried_us = $4, why = NULL WHERE provider = $1 AND host = $2 AND number = $3 AND over_us IS NULL
+                AND quarantined_us IS NOT NULL AND kept_us IS NULL AND tried_us IS NOT DISTINCT FROM $5",
+        );
+        let change = of_stray(change, stray)
+            .bind(now.as_microsecond())
+            .bind(us(stray.tried_at));
+        Ok(self.changed("stray", change).await? > 0)
+    }
+
+    async fn removal_failed(&self, stray: &Stray, why: &str) -> Result<(), StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET why = $4 WHERE provider = $1 AND host = $2 AND number = $3 AND over_us IS NULL",
+        );
+        self.run("stray", of_stray(change, stray).bind(without_nul(why)))
+            .await
+    }
+
+    async fn removed(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET over_us = $4, outcome = 'removed' WHERE provider = $1 AND host = $2 AND number = $3
+                AND over_us IS NULL AND tried_us IS NOT NULL",
+        );
+        let change = of_stray(change, stray).bind(now.as_microsecond());
+        Ok(self.changed("stray", change).await? > 0)
+    }
+
+    async fn keep_stray(
+        &self,
+        desktop: DesktopName,
+        at: Option<Timestamp>,
+    ) -> Result<u64, StoreError> {
+        let change =
+            sqlx::query("UPDATE stray SET kept_us = $1 WHERE number = $2 AND over_us IS NULL");
+        self.changed("stray", change.bind(us(at)).bind(number(desktop)))
+            .await
+    }
+
+    async fn strays(&self) -> Result<Vec<Stray>, StoreError> {
+        let all = sqlx::query("SELECT * FROM stray");
+        let rows = all.fetch_all(&self.readers).await?;
+        let mut strays: Vec<_> = rows.iter().map(read_stray).collect::<Result<_, _>>()?;
+        // Here: databases have orders of text of their own.
+        strays.sort_by(|a, b| (&a.place, a.desktop).cmp(&(&b.place, b.desktop)));
+        Ok(strays)
+    }
+
+    async fn forget_strays(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let change = sqlx::query("DELETE FROM stray WHERE over_us < $1");
+        self.changed("stray", change.bind(before.as_microsecond()))
+            .await
+    }
+}
+
+#[async_trait]
 impl Pulse for Sql {
     async fn beat(&self, now: Timestamp) -> Result<(), StoreError> {
         let change = sqlx::query(
@@ -354,11 +418,13 @@ impl Sql {
 
     /// One statement, whatever it changed.
     async fn run(&self, what: &str, change: Query) -> Result<(), StoreError> {
+        self.changed(what, change).await.map(drop)
+    }
+
+    /// One statement; how many rows it changed.
+    async fn changed(&self, what: &str, change: Query) -> Result<u64, StoreError> {
         self.commit(what, move |db| {
-            Box::pin(async move {
-                change.execute(db).await?;
-                Ok(())
-            })
+            Box::pin(async move { Ok(change.execute(db).await?.rows_affected()) })
         })
         .await
     }
@@ -764,6 +830,73 @@ async fn keep(db: &mut Connection, words: Kept) -> Result<(), StoreError> {
     .execute(db)
     .await?;
     Ok(())
+}
+
+async fn sight(
+    db: &mut Connection,
+    place: Place,
+    look: Look,
+) -> Result<Vec<(Turn, Stray)>, StoreError> {
+    alone(db, "sight").await?;
+    let rows = sqlx::query("SELECT * FROM stray WHERE provider = $1 AND host = $2")
+        .bind(place.provider.clone())
+        .bind(place.host.clone())
+        .fetch_all(&mut *db)
+        .await?;
+    let mut known = BTreeMap::new();
+    for row in &rows {
+        let stray = read_stray(row)?;
+        known.insert(stray.desktop, stray);
+    }
+    let turns = strays::seen(&place, &known, &look);
+    for (_, stray) in &turns {
+        let change = sqlx::query(
+            "INSERT INTO stray (provider, host, number, first_us, last_us, quarantined_us, kept_us, tried_us, why, over_us, outcome)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (provider, host, number) DO UPDATE SET first_us = excluded.first_us, last_us = excluded.last_us,
+                quarantined_us = excluded.quarantined_us, kept_us = excluded.kept_us, tried_us = excluded.tried_us,
+                why = excluded.why, over_us = excluded.over_us, outcome = excluded.outcome",
+        );
+        of_stray(change, stray)
+            .bind(stray.first_seen.as_microsecond())
+            .bind(stray.last_seen.as_microsecond())
+            .bind(us(stray.quarantined_at))
+            .bind(us(stray.kept_at))
+            .bind(us(stray.tried_at))
+            .bind(stray.why.clone())
+            .bind(us(stray.over.map(|over| over.0)))
+            .bind(stray.over.map(|over| text(&over.1)).transpose()?)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(turns)
+}
+
+/// Binds its key, the first three parameters.
+fn of_stray(change: Query, stray: &Stray) -> Query {
+    change
+        .bind(stray.place.provider.clone())
+        .bind(stray.place.host.clone())
+        .bind(number(stray.desktop))
+}
+
+fn read_stray(row: &Row) -> Result<Stray, StoreError> {
+    let outcome = row.try_get::<Option<String>, _>("outcome")?;
+    let outcome: Option<Outcome> = outcome.map(enumerated).transpose()?;
+    Ok(Stray {
+        place: Place {
+            provider: row.try_get("provider")?,
+            host: row.try_get("host")?,
+        },
+        desktop: desktop_name(row.try_get("number")?)?,
+        first_seen: time(row, "first_us")?,
+        last_seen: time(row, "last_us")?,
+        quarantined_at: maybe_time(row, "quarantined_us")?,
+        kept_at: maybe_time(row, "kept_us")?,
+        tried_at: maybe_time(row, "tried_us")?,
+        why: row.try_get("why")?,
+        over: maybe_time(row, "over_us")?.zip(outcome),
+    })
 }
 
 /// PostgreSQL's text cannot hold one.

@@ -19,6 +19,7 @@ mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod reaper;
 mod receipt;
 mod replicas;
 mod restore;

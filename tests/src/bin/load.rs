@@ -173,7 +173,13 @@ impl Service {
     /// The sessions in the database that are not over.
     async fn live(&self) -> Result<HashSet<SessionId>> {
         let store: Box<dyn Store> = match &self.database {
-            Some(database) => Box::new(PostgresStore::open(database.clone()).await?),
+            Some(database) => Box::new(
+                PostgresStore::open(
+                    database.clone(),
+                    mayfly_orchestrator::store::replicas::ReplicaId::one(),
+                )
+                .await?,
+            ),
             None => {
                 let path = self.lab.path("state/mayfly.db");
                 Box::new(SqliteStore::open_to_read(&path).await?)

@@ -80,7 +80,7 @@ impl Orchestrator {
         std::fs::write(
             &config,
             format!(
-                "listen = {listen:?}\nstate_dir = {:?}\n[limits]\n{limits}\n[[template]]\nname = \"desktop\"\n\
+                "listen = {listen:?}\nstate_dir = {:?}\n[limits]\nquarantine_s = 0\n{limits}\n[[template]]\nname = \"desktop\"\n\
                  provider = {kind:?}\n{section}\n{sections}",
                 lab.path("state")
             ),
