@@ -3,7 +3,8 @@
 //! The orchestrator is known by the fingerprint in the bootstrap and by nothing else: no authority, no host name, no date (this
 //! machine's clock may be wrong). It knows the agent by the [`Call`], which is the first thing said. As on the port, a message
 //! that cannot be said now is dropped, because everything that matters is repeated; a line that breaks, or on which nothing
-//! answers any more, is opened again for as long as the machine lives.
+//! answers any more, is opened again for as long as the machine lives, to each orchestrator of the bootstrap in turn: only one of
+//! them works for the session, and the others close without a word.
 
 use crate::port::Lines;
 use crate::talk::Event;
@@ -59,8 +60,11 @@ impl Line {
 
 fn keep_open(calling: &Calling, outgoing: &Receiver<FromAgent>, events: &Sender<Event>) {
     let mut complained = false;
-    loop {
-        match connect(calling) {
+    let agent::Line {
+        address, others, ..
+    } = &calling.line;
+    for address in std::iter::once(address).chain(others).cycle() {
+        match connect(calling, address) {
             Ok(stream) => {
                 complained = false;
                 // What was meant for an earlier connection is said again on this one.
@@ -76,7 +80,6 @@ fn keep_open(calling: &Calling, outgoing: &Receiver<FromAgent>, events: &Sender<
             }
             Err(error) if !complained => {
                 complained = true;
-                let address = &calling.line.address;
                 tracing::warn!(
                     address,
                     error = format!("{error:#}"),
@@ -92,11 +95,8 @@ fn keep_open(calling: &Calling, outgoing: &Receiver<FromAgent>, events: &Sender<
 type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// Connects and says who calls.
-fn connect(calling: &Calling) -> anyhow::Result<Stream> {
-    let agent::Line {
-        address,
-        certificate_sha256,
-    } = &calling.line;
+fn connect(calling: &Calling, address: &str) -> anyhow::Result<Stream> {
+    let certificate_sha256 = &calling.line.certificate_sha256;
     let mut refused = io::Error::other("the name has no address");
     let socket = address
         .to_socket_addrs()?
@@ -213,6 +213,7 @@ mod tests {
         Calling {
             line: agent::Line {
                 address: listener.local_addr().unwrap().to_string(),
+                others: Vec::new(),
                 certificate_sha256: fingerprint.to_owned(),
             },
             call: Call {
@@ -260,6 +261,33 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_work_for_the_session_closes_and_the_next_is_called() {
+        let (listener, config, fingerprint) = orchestrator();
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut calling = calling(&gone, &fingerprint);
+        drop(gone);
+        let (closes, others) = (
+            TcpListener::bind("127.0.0.1:0").unwrap(),
+            &mut calling.line.others,
+        );
+        others.extend([&closes, &listener].map(|l| l.local_addr().unwrap().to_string()));
+        let (events, inbox) = channel();
+        let line = Line::open(calling, events);
+        let mut theirs = accept(&closes, &config);
+        theirs.read_line(&mut String::new()).unwrap();
+        drop(theirs);
+        let mut theirs = accept(&listener, &config);
+        theirs.read_line(&mut String::new()).unwrap();
+        for _ in 0..2 {
+            while !matches!(inbox.recv().unwrap(), Event::HostConnected) {}
+        }
+        line.send(FromAgent::Left);
+        let mut said = String::new();
+        theirs.read_line(&mut said).unwrap();
+        assert!(said.contains("left"), "{said}");
+    }
+
+    #[test]
     fn another_orchestrator_is_told_nothing() {
         let (listener, config, _) = orchestrator();
         let calling = calling(&listener, &"00".repeat(32));
@@ -268,7 +296,10 @@ mod tests {
             let mut said = String::new();
             (theirs.read_line(&mut said).is_err(), said)
         });
-        let error = format!("{:#}", connect(&calling).unwrap_err());
+        let error = format!(
+            "{:#}",
+            connect(&calling, &calling.line.address).unwrap_err()
+        );
         assert!(error.contains("certificate"), "{error}");
         let (refused, said) = theirs.join().unwrap();
         assert!(refused && said.is_empty(), "{said}");

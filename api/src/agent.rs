@@ -100,6 +100,9 @@ pub struct Share {
 pub struct Line {
     /// `host:port`, as the desktop reaches it.
     pub address: String,
+    /// The same of other orchestrators, one of which may work for the session one day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
     /// SHA-256 of the certificate that must be shown there (DER), 64 lower-case hex digits.
     pub certificate_sha256: String,
 }

@@ -143,6 +143,10 @@ async fn resolve(
             };
             let provider = shared.provider(kind);
             let provider = provider.ok_or_else(|| unknown("its provider is not configured"))?;
+            let host = record.live_desktop().and_then(|d| d.host());
+            if provider.is_bound() && host != Some(shared.store.me()) {
+                return Err(unknown("it is on the machine of another orchestrator"));
+            }
             let there = provider.list().await;
             let there = there.map_err(|error| unknown(&error.to_string()))?;
             if there.contains(&desktop) {

@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! * A connection is believed only after its [`Call`], which must come at once: a token that is the session's, and a desktop
-//!   that is the session's. Anything else is closed without a word.
+//!   that is the session's, which is worked for here. Anything else is closed without a word; an agent calls the next then.
 //! * Who has not been believed yet can hold a bounded number of connections for a bounded time, and nothing else.
 //! * The certificate is the same after a restart, so that agents find their orchestrator again.
 
@@ -49,6 +49,8 @@ pub struct AgentsConfig {
     pub listen: Option<SocketAddr>,
     /// The same as desktops reach it, `host:port`; without it, `listen`.
     pub address: Option<String>,
+    /// The same of the other orchestrators that share the database, all with the `agents.pem` of this one.
+    pub others: Vec<String>,
 }
 
 /// Who may call.
@@ -102,6 +104,7 @@ impl Agents {
         };
         let line = Line {
             address,
+            others: config.others.clone(),
             certificate_sha256: HEXLOWER.encode(&Sha256::digest(&certificate)),
         };
         let tls =
@@ -326,7 +329,7 @@ mod tests {
     async fn agents(folder: &Path) -> Arc<Agents> {
         let config = AgentsConfig {
             listen: Some("127.0.0.1:0".parse().unwrap()),
-            address: None,
+            ..AgentsConfig::default()
         };
         Agents::open(&config, folder, Arc::new(OneToken))
             .await

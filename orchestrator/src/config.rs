@@ -125,6 +125,8 @@ pub struct Limits {
     /// A desktop whose machine runs and whose agent is silent this long ends; an agent that hears nothing this long, and
     /// sees nobody connected, powers its machine off.
     pub silence_s: u32,
+    /// The machine of an orchestrator that shares its database with others is lost so long after its lease, and the desktops on it are stuck.
+    pub host_lost_s: u32,
     /// So many desktops are made at a time.
     pub concurrent_creates: u32,
     /// So many desktops exist at a time; more sessions wait.
@@ -148,6 +150,7 @@ impl Default for Limits {
             connecting_timeout_s: 120,
             keep_failed_s: 0,
             silence_s: 600,
+            host_lost_s: 600,
             concurrent_creates: 2,
             max_desktops: 10,
             max_queued: 100,

@@ -5,15 +5,19 @@
 //! * A machine that a provider lists and no live row owns is removed after two sightings.
 //! * Where an older copy of the database was put in its place, no machine that it does not know is removed while somebody may use it.
 
-use crate::clock::{Clock, after, between};
+use crate::clock::{Clock, after, between, s};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
 use crate::drain::{self, Drain};
 use crate::failpoints::around;
+use crate::fresh::Fresh;
+use crate::intake::{self, Intake};
 use crate::metrics::{Metrics, Reaped};
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
+use crate::replica::{self, Tenure};
 use crate::secret::Secrets;
-use crate::session::{Origin, Record, Wish};
+use crate::session::{Expected, Origin, Record, Wish};
+use crate::store::replicas::Replica;
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
 use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
@@ -22,6 +26,7 @@ use jiff::Timestamp;
 use mayfly_api::{CreateSession, DesktopName, Problem, ProblemCode, SessionId, SessionPhase};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,6 +38,14 @@ use tracing::{debug, error, info, warn};
 
 /// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
 const FULL: Duration = Duration::from_secs(30);
+/// For so long a provider that could make desktops, and what they took, are not asked for again.
+const FRESH: Duration = Duration::from_secs(2);
+/// So many are told their new place in the queue at a time.
+const NUMBERED: u32 = 200;
+/// Giving places takes one part in so many of the time at most.
+const GIVING_SHARE: u32 = 2;
+/// Telling those who wait their places takes one part in so many of the time.
+const NUMBERING_SHARE: u32 = 10;
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
 /// Of the machines that a provider shows, one in so many is removed in one pass, and so many in any case.
@@ -57,6 +70,28 @@ impl Hub {
     /// Wakes whenever the session changes. A hint: the store is the truth.
     pub fn follow(&self, id: SessionId) -> watch::Receiver<u64> {
         self.map().entry(id).or_default().subscribe()
+    }
+
+    /// Somebody else may have changed it.
+    pub(crate) fn wake(&self, id: SessionId) {
+        if let Some(sender) = self.map().get(&id) {
+            sender.send_modify(|_| {});
+        }
+    }
+
+    /// Somebody else may have changed any.
+    pub(crate) fn wake_all(&self) {
+        for sender in self.map().values() {
+            sender.send_modify(|_| {});
+        }
+    }
+
+    /// Nobody follows it any more, or did it for what did not come to be.
+    pub(crate) fn leave(&self, id: SessionId) {
+        let mut map = self.map();
+        if map.get(&id).is_some_and(|s| s.receiver_count() == 0) {
+            map.remove(&id);
+        }
     }
 
     fn publish(&self, record: &Record) {
@@ -93,8 +128,18 @@ pub struct Shared {
     pub dispatch: Notify,
     /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
     moved: AtomicBool,
+    /// Takes sessions.
+    intake: Intake,
+    /// The templates whose desktops could be made a moment ago.
+    can_make: Fresh<()>,
+    /// What desktops of a template took lately.
+    expected: Fresh<Expected>,
     /// The orchestrator stops; machines go on.
     pub stopping: CancellationToken,
+    /// Whether it may work, among others that share the database.
+    pub tenure: Tenure,
+    /// The sessions that are worked for here; `true`: whether to go on must be looked at once more.
+    working: Mutex<HashMap<SessionId, bool>>,
     /// Templates for whose desktops there was no room, and when. This process's own: another finds out likewise.
     full: Mutex<HashMap<String, Timestamp>>,
     /// The providers that have shown all their machines to this process: before, a number that is free here may be taken there.
@@ -109,6 +154,24 @@ impl Shared {
 
     fn shown(&self) -> MutexGuard<'_, HashSet<&'static str>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn working(&self) -> MutexGuard<'_, HashMap<SessionId, bool>> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the sessions that nobody works for.
+    pub(crate) async fn take_over(&self) -> Result<Vec<SessionId>, StoreError> {
+        let all = self.providers.values();
+        let bound: Vec<_> = all.filter(|p| p.is_bound()).map(|p| p.kind()).collect();
+        let patience = s(self.config.limits.host_lost_s);
+        self.store.take_over(&bound, patience).await
+    }
+
+    /// Places are to be numbered anew: somebody left the queue, or who was to do that is no more.
+    pub(crate) fn queue_moved(&self) {
+        self.moved.store(true, Ordering::Release);
+        self.dispatch.notify_one();
     }
 
     /// There was no room for a desktop of that template: its sessions wait.
@@ -175,6 +238,9 @@ impl Shared {
         if let Some((record, Change::Told | Change::Quiet)) = &done {
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
+                if record.phase == SessionPhase::Ready {
+                    self.expected.forget();
+                }
                 if [before.get(), Some(&record.phase)].contains(&Some(&SessionPhase::Queued)) {
                     self.moved.store(true, Ordering::Release);
                 }
@@ -223,8 +289,19 @@ impl Control {
         clock: Clock,
         providers: Vec<Arc<dyn Provider>>,
     ) -> Result<Self, StoreError> {
+        let stopping = CancellationToken::new();
+        let me = Replica {
+            id: store.me().clone(),
+            name: format!("{} ({})", replica::host_name(), config.state_dir.display()),
+            installation: secrets.installation(),
+        };
+        let tenure = replica::join(&*store, &me, &stopping).await?;
+        let (intake, wishes) = Intake::new();
         let control = Self {
             shared: Arc::new(Shared {
+                intake,
+                can_make: Fresh::new(FRESH),
+                expected: Fresh::new(FRESH),
                 store,
                 clock,
                 secrets,
@@ -236,7 +313,9 @@ impl Control {
                 dispatch: Notify::new(),
                 // An earlier process may have died before it numbered them.
                 moved: AtomicBool::new(true),
-                stopping: CancellationToken::new(),
+                stopping,
+                tenure,
+                working: Mutex::default(),
                 full: Mutex::default(),
                 shown: Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
@@ -245,7 +324,11 @@ impl Control {
         };
         let now = control.shared.clock.now();
         let restored = control.shared.store.resume(None, now).await?;
-        let live = control.shared.store.live().await?;
+        let store = &control.shared.store;
+        control.shared.take_over().await?;
+        let mine = |record: &Record| record.owner.as_ref() == Some(store.me());
+        let mut live = store.live().await?;
+        live.retain(mine);
         if !live.is_empty() {
             info!(
                 sessions = live.len(),
@@ -257,12 +340,20 @@ impl Control {
             let doubtful =
                 restored.and_then(|r| Some((doubtful(&record, &r)?, shared.spared_until(&r))));
             match doubtful {
-                Some((name, until)) => control.spawn(work_later(shared, record, name, until)),
+                Some((name, until)) => {
+                    let control = control.clone();
+                    control.clone().spawn(async move {
+                        work_later(&shared, &record, name, until).await;
+                        control.work_for(record.id);
+                    });
+                }
                 None => control.work_for(record.id),
             }
         }
-        control.spawn(dispatch(control.shared.clone()));
+        control.spawn(intake::work(control.clone(), wishes));
+        control.spawn(dispatch(control.clone()));
         control.spawn(reap(control.shared.clone()));
+        control.spawn(replica::live(control.clone(), me));
         Ok(control)
     }
 
@@ -272,8 +363,26 @@ impl Control {
         tasks.spawn(task);
     }
 
-    fn work_for(&self, id: SessionId) {
-        self.spawn(crate::worker::run(self.shared.clone(), id));
+    /// Has it worked for, by one worker, for as long as it is this orchestrator's.
+    pub(crate) fn work_for(&self, id: SessionId) {
+        self.work_for_a(id, None);
+    }
+
+    /// The same for a session that was just accepted, followed since before that.
+    pub(crate) fn work_for_new(&self, record: Record, changes: watch::Receiver<u64>) {
+        self.work_for_a(record.id, Some((record, changes)));
+    }
+
+    fn work_for_a(&self, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
+        match self.shared.working().entry(id) {
+            Entry::Occupied(mut working) => {
+                working.insert(true);
+            }
+            Entry::Vacant(free) => {
+                free.insert(false);
+                self.spawn(work(self.shared.clone(), id, new));
+            }
+        }
     }
 
     /// Stops working, within `patience`. Desktops go on; the next process takes them up.
@@ -286,6 +395,10 @@ impl Control {
             warn!("some workers did not stop in time and are dropped");
         }
         tasks.shutdown().await;
+        // Without a word it is over a little later.
+        if let Err(error) = self.shared.store.leave().await {
+            warn!(%error, "the lease was not given up");
+        }
     }
 
     /// Takes a wish: durable when this returns.
@@ -306,38 +419,40 @@ impl Control {
             )),
         });
         let shared = &self.shared;
-        // A repeated request is answered as the first was, even if desktops could not be made now.
-        if let Some(key) = &idempotency
-            && let Some(before) = shared.store.accepted_before(key).await?
-        {
-            return answer(before);
+        if let Err(refused) = self.takes(&wish).await {
+            // A repeated request is answered as the first was, even if desktops could not be made now.
+            if let Some(key) = &idempotency
+                && let Some(before) = shared.store.accepted_before(key).await?
+            {
+                return answer(before);
+            }
+            return Err(refused);
         }
-        if shared.stopping.is_cancelled() {
+        let known = shared.expected.get(&wish.template, async || {
+            let (template, provider) = (&wish.template, &wish.provider);
+            shared.store.expected(template, provider).await
+        });
+        let expected = known.await?;
+        let limits = &shared.config.limits;
+        let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
+        answer(shared.intake.accept(record, idempotency).await?)
+    }
+
+    /// Refuses at once what cannot be had now.
+    async fn takes(&self, wish: &Wish) -> Result<(), Refused> {
+        if self.shared.stopping.is_cancelled() {
             return Err(Refused::new(
                 ProblemCode::ShuttingDown,
                 "the orchestrator is stopping; ask again when it is back",
             ));
         }
-        if shared.drain.get().is_some() {
+        if self.shared.drain.get().is_some() {
             return Err(drain::problem().into());
         }
-        self.can_make(&wish).await?;
-        let expected = shared
-            .store
-            .expected(&wish.template, &wish.provider)
-            .await?;
-        let limits = &shared.config.limits;
-        let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
-        let begun = Instant::now();
-        let store = &shared.store;
-        let accepted = store.accept(record, idempotency, limits.max_queued).await?;
-        shared.metrics.stored("accept", begun.elapsed());
-        if let Accepted::New(record) = &accepted {
-            info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
-            self.work_for(record.id);
-            shared.dispatch.notify_one();
-        }
-        answer(accepted)
+        let can_make = &self.shared.can_make;
+        can_make
+            .get(&wish.template, async || self.can_make(wish).await)
+            .await
     }
 
     fn wish(&self, origin: Origin, request: &CreateSession) -> Result<Wish, Refused> {
@@ -543,48 +658,177 @@ fn is_keyboard(layout: &str) -> bool {
             .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
 
-/// Gives free places to those who wait longest, and tells the others where they stand.
-async fn dispatch(shared: Arc<Shared>) {
-    loop {
-        match give_places(&shared).await {
-            Ok(()) => {}
-            Err(error) => error!(%error, "the queue could not be worked on"),
+/// Works for a session until it is over, or another's.
+async fn work(shared: Arc<Shared>, id: SessionId, mut new: Option<(Record, watch::Receiver<u64>)>) {
+    /// However it ends: the next who is asked to work for it can.
+    struct Working<'a>(&'a Shared, SessionId);
+    impl Drop for Working<'_> {
+        fn drop(&mut self) {
+            self.0.working().remove(&self.1);
         }
-        shared.vitals.dispatched();
-        tokio::select! {
-            () = shared.stopping.cancelled() => return,
-            () = shared.dispatch.notified() => {}
-            () = tokio::time::sleep(DISPATCH) => {}
+    }
+    let working = Working(&shared, id);
+    loop {
+        crate::worker::run(shared.clone(), id, new.take()).await;
+        let mut all = shared.working();
+        match all.get_mut(&id) {
+            Some(again) if *again => *again = false,
+            _ => {
+                all.remove(&id);
+                std::mem::forget(working);
+                return;
+            }
         }
     }
 }
 
-async fn give_places(shared: &Shared) -> Result<(), StoreError> {
-    if let Some(rest) = shared.drain.get() {
+/// Gives free places to those who wait longest, and tells the others where they stand.
+async fn dispatch(control: Control) {
+    let shared = &control.shared;
+    let mut numbering = Numbering::default();
+    let mut giving = Pace::new(GIVING_SHARE);
+    loop {
+        let done = async {
+            let begun = Instant::now();
+            give_places(&control).await?;
+            giving.worked(begun);
+            numbering.work(shared).await
+        };
+        if let Err(error) = done.await {
+            error!(%error, "the queue could not be worked on");
+        }
+        shared.vitals.dispatched();
+        let woken = async {
+            shared.dispatch.notified().await;
+            tokio::time::sleep_until(giving.again.into()).await;
+        };
+        tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            () = woken => {}
+            () = tokio::time::sleep(numbering.pause()) => {}
+        }
+    }
+}
+
+async fn give_places(control: &Control) -> Result<(), StoreError> {
+    let shared = &control.shared;
+    let draining = shared.drain.get();
+    if let Some(rest) = draining {
         drain::work(shared, rest).await?;
     }
     let limits = &shared.config.limits;
-    loop {
+    // Others give places while this one drains.
+    while shared.tenure.is_held() && !(draining.is_some() && shared.store.is_shared()) {
         let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
         let planned = shared.store.plan_next(limits, &full, now).await?;
         shared.metrics.stored("plan", begun.elapsed());
         let Some(record) = planned else {
-            break;
+            return Ok(());
         };
         shared.moved.store(true, Ordering::Release);
         shared.hub.publish(&record);
-    }
-    // Not for each who comes: that would look at all who wait, again and again.
-    if shared.moved.swap(false, Ordering::AcqRel) {
-        let renumbered = shared.store.renumber_queue(shared.clock.now()).await;
-        if renumbered.is_err() {
-            shared.moved.store(true, Ordering::Release);
-        }
-        for record in renumbered? {
-            shared.hub.publish(&record);
-        }
+        // It may have been another's until now.
+        control.work_for(record.id);
     }
     Ok(())
+}
+
+/// Work that takes at most a share of the time: the first at once, and then the later the longer it took.
+#[derive(Debug)]
+struct Pace {
+    share: u32,
+    again: Instant,
+}
+
+impl Pace {
+    fn new(share: u32) -> Self {
+        let again = Instant::now();
+        Self { share, again }
+    }
+
+    fn is_due(&self) -> bool {
+        self.again <= Instant::now()
+    }
+
+    fn worked(&mut self, begun: Instant) {
+        let now = Instant::now();
+        self.again = now + (now - begun) * (self.share - 1);
+    }
+}
+
+/// Tells those who wait their places when somebody left the queue: the first of them soon, all of them by and by. However many leave,
+/// others who use the store do not wait for that.
+#[derive(Debug)]
+struct Numbering {
+    /// The first are to be told.
+    first: bool,
+    firsts: Pace,
+    /// Those behind this place are to be told.
+    behind: Option<u32>,
+    /// And then all, once more.
+    again: bool,
+    behinds: Pace,
+}
+
+impl Default for Numbering {
+    fn default() -> Self {
+        Self {
+            first: false,
+            firsts: Pace::new(NUMBERING_SHARE),
+            behind: None,
+            again: false,
+            behinds: Pace::new(NUMBERING_SHARE),
+        }
+    }
+}
+
+impl Numbering {
+    async fn work(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        // Not for each who comes: they were told theirs.
+        self.first |= shared.moved.swap(false, Ordering::AcqRel);
+        if self.first && self.firsts.is_due() {
+            let told = number(shared, 0, &mut self.firsts).await?;
+            self.first = false;
+            match (told, self.behind) {
+                // Nobody behind them has another place than before.
+                (None, _) => (self.behind, self.again) = (None, false),
+                (last, None) => self.behind = last,
+                (Some(_), Some(_)) => self.again = true,
+            }
+        }
+        if let Some(behind) = self.behind
+            && self.behinds.is_due()
+        {
+            let told = number(shared, behind, &mut self.behinds).await?;
+            self.behind = told.or_else(|| std::mem::take(&mut self.again).then_some(0));
+        }
+        Ok(())
+    }
+
+    /// Until there is more to do, as far as is known.
+    fn pause(&self) -> Duration {
+        let first = self.first.then_some(self.firsts.again);
+        let behind = self.behind.map(|_| self.behinds.again);
+        let next = first.into_iter().chain(behind).min();
+        let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
+        pause.map_or(DISPATCH, |pause| pause.min(DISPATCH))
+    }
+}
+
+/// Tells those behind that place theirs, so many at a time; the last of them, if there may be others.
+async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<u32>, StoreError> {
+    let begun = Instant::now();
+    let now = shared.clock.now();
+    let numbered = shared.store.renumber_queue(behind, NUMBERED, now).await;
+    pace.worked(begun);
+    let numbered = numbered?;
+    for record in &numbered {
+        shared.hub.publish(record);
+    }
+    let last = numbered
+        .last()
+        .filter(|_| numbered.len() == NUMBERED as usize);
+    Ok(last.and_then(|record| record.queue_position))
 }
 
 /// Removes machines that nobody owns, and forgets what was over long ago.
@@ -705,7 +949,7 @@ fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
 
 /// Works for a session whose desktop was being made when the database was copied: since then somebody may have got it, and would lose
 /// it if it were made anew. It is left alone as [`spare`] leaves others.
-async fn work_later(shared: Arc<Shared>, record: Record, name: DesktopName, until: Timestamp) {
+async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: Timestamp) {
     let Some(provider) = shared.provider(&record.wish.provider) else {
         return;
     };
@@ -719,5 +963,4 @@ async fn work_later(shared: Arc<Shared>, record: Record, name: DesktopName, unti
             () = tokio::time::sleep(REAP) => {}
         }
     }
-    crate::worker::run(shared, record.id).await;
 }

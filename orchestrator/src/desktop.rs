@@ -6,6 +6,7 @@
 //! `destroying ⇄ stuck`. No verb leads out of `gone`, and a desktop that was claimed only moves towards it.
 //! The schema says the same again (`migrations/`).
 
+use crate::store::replicas::ReplicaId;
 use jiff::Timestamp;
 use mayfly_api::DesktopName;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,7 @@ pub struct Desktop {
     address: Option<SocketAddr>,
     certificate_sha256: Option<String>,
     stuck_reason: Option<String>,
+    host: Option<ReplicaId>,
 }
 
 /// A desktop as the store keeps it.
@@ -72,12 +74,14 @@ pub struct StoredDesktop {
     pub certificate_sha256: Option<String>,
     /// See [`Desktop::stuck_reason`].
     pub stuck_reason: Option<String>,
+    /// See [`Desktop::host`].
+    pub host: Option<ReplicaId>,
 }
 
 impl Desktop {
     /// A desktop of which only the name exists.
     #[must_use]
-    pub fn planned(name: DesktopName, now: Timestamp) -> Self {
+    pub fn planned(name: DesktopName, host: Option<ReplicaId>, now: Timestamp) -> Self {
         Self {
             name,
             phase: DesktopPhase::Planned,
@@ -87,6 +91,7 @@ impl Desktop {
             address: None,
             certificate_sha256: None,
             stuck_reason: None,
+            host,
         }
     }
 
@@ -102,6 +107,7 @@ impl Desktop {
             address,
             certificate_sha256,
             stuck_reason,
+            host,
         } = stored;
         Self {
             name,
@@ -112,7 +118,14 @@ impl Desktop {
             address,
             certificate_sha256,
             stuck_reason,
+            host,
         }
+    }
+
+    /// The orchestrator that planned it, on whose machine it is if its provider makes desktops there.
+    #[must_use]
+    pub fn host(&self) -> Option<&ReplicaId> {
+        self.host.as_ref()
     }
 
     /// Its name, never used for another.

@@ -2,7 +2,8 @@
 //!
 //! # Guarantees
 //! * It is written down before it counts, so a service that is started again goes on draining, until it is told to stop that.
-//! * A session that has its desktop, or whose desktop is being made, keeps it; one that waits in the queue is told.
+//! * A session that has its desktop, or whose desktop is being made, keeps it; one that waits in the queue is told, unless another
+//!   orchestrator that shares the database can give it a place.
 
 use crate::control::Shared;
 use crate::desktop::NotNow;
@@ -98,7 +99,14 @@ pub fn problem() -> Problem {
 /// See [`StoreError`].
 pub async fn work(shared: &Shared, rest: Rest) -> Result<(), StoreError> {
     let now = shared.clock.now();
+    // Others that share the database give places to those who wait, and look after their own.
+    let (shared_store, me) = (shared.store.is_shared(), shared.store.me());
     for record in shared.store.live().await? {
+        if shared_store
+            && (record.owner.as_ref() != Some(me) || record.phase == SessionPhase::Queued)
+        {
+            continue;
+        }
         let done = shared.update(record.id, move |record| {
             let changed = match (record.phase, rest) {
                 (SessionPhase::Queued, _) => record.fail(problem(), now),

@@ -73,6 +73,7 @@ pub struct Metrics {
     ended: Counters<1>,
     provider_errors: Counters<2>,
     reaper: [Counters<1>; 3],
+    takeovers: Counter,
     http: Counters<3>,
     store: Histograms<1>,
 }
@@ -112,6 +113,7 @@ impl Metrics {
             ended: Family::default(),
             provider_errors: Family::default(),
             reaper: Default::default(),
+            takeovers: Counter::default(),
             http: Family::default(),
             store: Family::new_with_constructor(of_the_store),
             registry: Registry::default(),
@@ -143,6 +145,8 @@ impl Metrics {
             let of = format!("Machines without owner, {of}");
             registry.register(name, of, family.clone());
         }
+        let of = "Sessions taken over from orchestrators that did not answer";
+        registry.register("lease_takeovers", of, m.takeovers.clone());
         let of = "Answered requests, by method, route and status";
         registry.register("http_requests", of, m.http.clone());
         let of = "How long an operation of the store took";
@@ -216,6 +220,12 @@ impl Metrics {
             Op::Destroy => "destroy",
         };
         self.provider_failed(provider, operation);
+    }
+
+    /// So many sessions of orchestrators that died.
+    pub fn taken_over(&self, sessions: usize) {
+        self.takeovers
+            .inc_by(u64::try_from(sessions).unwrap_or(u64::MAX));
     }
 
     /// So many machines without owner.

@@ -16,7 +16,9 @@ use crate::http;
 use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
+use crate::provider::site::Site;
 use crate::provider::terraform::{self, Terraform};
+use crate::replica;
 use crate::secret::{self, Secrets};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -25,6 +27,7 @@ use crate::systemd;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
@@ -48,6 +51,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Asked for before anything exists, so that a signal that comes early is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    if let Err(error) = allow_many_files() {
+        warn!(%error, "so many streams of events as the soft limit of open files leaves can be followed");
+    }
     let _lock = own(&config.state_dir)?;
     let secrets = Arc::new(Secrets::open(&config.state_dir.join("secret.key"))?);
     let store = open_store(&config).await?;
@@ -115,13 +121,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every stream of events is an open file. The soft limit, 1024 mostly, is for programs that use `select`.
+fn allow_many_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+}
+
 /// Opens the database; one that only this orchestrator uses is brought up to date.
 ///
 /// # Errors
 /// What failed, on what.
 pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     if config.store.is_postgres() {
-        let store = PostgresStore::open(config.store.open()?).await;
+        let store = PostgresStore::open(config.store.open()?, replica::id(&config.state_dir)).await;
         return Ok(Arc::new(store.context(NOT_POSTGRES)?));
     }
     let path = config.state_dir.join("mayfly.db");
@@ -146,7 +158,9 @@ pub async fn read_store<T>(
     };
     let done = async {
         let store: Box<dyn Store> = match options {
-            Some(options) => Box::new(PostgresStore::open(options).await?),
+            Some(options) => {
+                Box::new(PostgresStore::open(options, replica::id(&config.state_dir)).await?)
+            }
             None => Box::new(SqliteStore::open_to_read(&path).await?),
         };
         let done = read(&*store).await;
@@ -205,7 +219,7 @@ pub async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
     copied.with_context(|| format!("{} cannot be copied", path.display()))
 }
 
-/// The agents of live desktops are believed.
+/// The agents of live desktops are believed, by the orchestrator that works for them: they call the others next.
 struct Known(Arc<dyn Store>, Arc<Secrets>);
 
 #[async_trait]
@@ -216,7 +230,10 @@ impl Callers for Known {
             return false;
         }
         let record = self.0.get(call.session).await.ok().flatten();
-        record.is_some_and(|r| r.live_desktop().map(Desktop::name) == Some(call.desktop))
+        record.is_some_and(|r| {
+            r.live_desktop().map(Desktop::name) == Some(call.desktop)
+                && r.owner.as_ref() == Some(self.0.me())
+        })
     }
 }
 
@@ -232,9 +249,14 @@ pub fn open_local_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provi
         providers.push(Arc::new(qemu));
     }
     if config.uses(ProviderKind::Simulated) {
-        let folder = config.state_dir.join("simulated");
-        let simulated = Simulated::open(config.provider.simulated.clone(), &folder)?;
-        providers.push(Arc::new(simulated));
+        let settings = config.provider.simulated.clone();
+        providers.push(match settings.site.clone() {
+            Some(socket) => Arc::new(Site::at(socket)),
+            None => {
+                let folder = config.state_dir.join("simulated");
+                Arc::new(Simulated::open(settings, &folder)?)
+            }
+        });
     }
     Ok(providers)
 }

@@ -7,6 +7,7 @@
 use crate::clock::{after, ms_between, s};
 use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
+use crate::store::replicas::ReplicaId;
 use jiff::Timestamp;
 use mayfly_api::{
     DesktopName, EndReason, Failure, Problem, RdpEndpoint, Session, SessionId, SessionPhase,
@@ -94,6 +95,10 @@ pub struct Record {
     pub desktop: Option<Desktop>,
     /// Its stages so far.
     pub stages: Vec<Stage>,
+    /// Who works for it, as of the last that took it; nobody yet.
+    pub owner: Option<ReplicaId>,
+    /// Grows with every new owner: what an earlier one commits late is refused.
+    pub fence: u64,
 }
 
 impl Record {
@@ -125,6 +130,8 @@ impl Record {
             failure: None,
             desktop: None,
             stages: Vec::new(),
+            owner: None,
+            fence: 0,
         };
         record.begin(StageName::Queued, now);
         record
@@ -134,6 +141,14 @@ impl Record {
     #[must_use]
     pub fn live_desktop(&self) -> Option<&Desktop> {
         self.desktop.as_ref().filter(|d| d.may_exist())
+    }
+
+    /// Another works for it from now on.
+    pub fn take(&mut self, owner: &ReplicaId) {
+        if self.owner.as_ref() != Some(owner) {
+            self.owner = Some(owner.clone());
+            self.fence += 1;
+        }
     }
 
     /// It waits for a desktop to be planned: new, or its last desktop was removed half-made.
@@ -211,7 +226,7 @@ impl Record {
         }
         self.phase = SessionPhase::Preparing;
         self.queue_position = None;
-        self.desktop = Some(Desktop::planned(name, now));
+        self.desktop = Some(Desktop::planned(name, self.owner.clone(), now));
         let before = self.stages.last_mut().and_then(|s| s.progress.take());
         self.begin(StageName::Creating, now);
         // Why it is another one is told until there is more to tell of this one.
@@ -474,6 +489,23 @@ impl Record {
             self.failure = Some(Failure { stage, problem });
         }
         Ok(())
+    }
+
+    /// The machine that its desktop is on is lost: the session ends, and an administrator must look.
+    ///
+    /// # Errors
+    /// If it has no desktop, or that is known.
+    pub fn host_lost(&mut self, reason: &str, now: Timestamp) -> Result<(), NotNow> {
+        let desktop = self.live_desktop().ok_or(NotNow)?;
+        let (name, was_claimed) = (desktop.name(), desktop.claimed_at().is_some());
+        let problem = Problem::new(mayfly_api::ProblemCode::ProviderUnavailable, reason);
+        // It may be ending already.
+        let _ = if was_claimed {
+            self.end(EndReason::MachineLost, now)
+        } else {
+            self.fail(problem, now)
+        };
+        self.stuck(name, reason.to_owned())
     }
 
     /// The removal of its stuck desktop is tried again.

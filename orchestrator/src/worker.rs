@@ -6,7 +6,7 @@
 
 use crate::clock::between;
 use crate::control::Shared;
-use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
+use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::failpoints::around;
 use crate::last_words;
@@ -15,6 +15,7 @@ use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, Provide
 use crate::rdp_probe::{ProbeError, probe};
 use crate::receipt;
 use crate::session::Record;
+use crate::store::replicas::ReplicaId;
 use crate::store::{Change, StoreError};
 use jiff::Timestamp;
 use mayfly_api::agent::{self, Bootstrap, FromAgent, ToAgent};
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 /// Pause between two looks at a machine.
@@ -44,18 +46,24 @@ const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
 pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
-/// Works for the session until it is over or the orchestrator stops.
-pub async fn run(shared: Arc<Shared>, id: SessionId) {
-    let (mut worker, mut signals) = Worker::new(shared, id);
+/// Works for the session until it is over or another's, or the orchestrator stops. One that is new and followed since before it was
+/// accepted need not be read.
+pub async fn run(shared: Arc<Shared>, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
+    let (mut worker, mut signals) = Worker::new(shared.clone(), id);
+    if let Some((record, changes)) = new {
+        worker.changes = changes;
+        worker.new = Some(record);
+    }
     loop {
         match worker.step(&mut signals).await {
             Ok(Next::Again) => {}
+            Ok(Next::Afresh) => (worker, signals) = Worker::new(shared.clone(), id),
             Ok(Next::Stop) => return,
             Err(error) => {
                 error!(session = %id, %error, "the store failed; trying again");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    () = worker.shared.stopping.cancelled() => return,
+                    () = worker.term.cancelled() => return,
                 }
             }
         }
@@ -64,6 +72,8 @@ pub async fn run(shared: Arc<Shared>, id: SessionId) {
 
 enum Next {
     Again,
+    /// It was another's in between: what this worker saw is old.
+    Afresh,
     Stop,
 }
 
@@ -78,6 +88,12 @@ type Signals = mpsc::Receiver<(DesktopName, Signal)>;
 struct Worker {
     shared: Arc<Shared>,
     id: SessionId,
+    /// Cancelled when no more may be done.
+    term: CancellationToken,
+    /// What the session was taken under; every commit carries it.
+    fence: Option<u64>,
+    /// As it was accepted, before the first look at it.
+    new: Option<Record>,
     since: Timestamp,
     facts: Option<Facts>,
     changes: watch::Receiver<u64>,
@@ -101,8 +117,11 @@ impl Worker {
         let worker = Self {
             since: shared.clock.now(),
             changes: shared.hub.follow(id),
+            term: shared.tenure.token(),
             shared,
             id,
+            fence: None,
+            new: None,
             facts: None,
             signal,
             operation: JoinSet::new(),
@@ -116,18 +135,35 @@ impl Worker {
     }
 
     async fn step(&mut self, signals: &mut Signals) -> Result<Next, StoreError> {
-        if self.shared.stopping.is_cancelled() {
+        if self.term.is_cancelled() || !self.shared.tenure.is_held() {
             return Ok(Next::Stop);
         }
-        self.changes.mark_unchanged();
-        let Some(record) = self.shared.store.get(self.id).await? else {
-            return Ok(Next::Stop);
+        let record = match self.new.take() {
+            Some(record) => record,
+            None => {
+                self.changes.mark_unchanged();
+                let Some(record) = self.shared.store.get(self.id).await? else {
+                    return Ok(Next::Stop);
+                };
+                record
+            }
         };
+        if record.owner.as_ref() != Some(self.shared.store.me()) {
+            debug!(session = %self.id, "another orchestrator works for it");
+            return Ok(Next::Stop);
+        }
+        if *self.fence.get_or_insert(record.fence) != record.fence {
+            return Ok(Next::Afresh);
+        }
         let Some(provider) = self.shared.provider(&record.wish.provider) else {
             // Its template was taken out of the configuration while it lived.
             error!(session = %self.id, provider = record.wish.provider, "no such provider is configured; its desktop is left alone");
             return Ok(Next::Stop);
         };
+        let host = record.live_desktop().and_then(Desktop::host);
+        if let Some(host) = host.filter(|h| provider.is_bound() && *h != self.shared.store.me()) {
+            return self.host_lost(&record, host).await;
+        }
         self.look_at(&record, &provider).await;
         let now = self.shared.clock.now();
         let limits = &self.shared.config.limits;
@@ -139,6 +175,27 @@ impl Worker {
             return Ok(Next::Stop);
         }
         self.act(action, &record, &provider, now).await?;
+        Ok(Next::Again)
+    }
+
+    /// Its desktop is on a machine whose orchestrator is not there any more, and nobody else reaches it.
+    async fn host_lost(&mut self, record: &Record, host: &ReplicaId) -> Result<Next, StoreError> {
+        if record.desktop_phase() != Some(DesktopPhase::Stuck) {
+            let called = self.shared.store.called(host).await?;
+            let reason = format!(
+                "its machine is on {}, where no orchestrator was seen for {} s (limits.host_lost_s); it is removed when that one is back",
+                called.as_deref().unwrap_or("an unknown host"),
+                self.shared.config.limits.host_lost_s
+            );
+            error!(session = %self.id, %host, reason, "its host is lost");
+            let now = self.shared.clock.now();
+            self.commit(Change::Told, move |r| r.host_lost(&reason, now))
+                .await?;
+        }
+        tokio::select! {
+            () = self.term.cancelled() => return Ok(Next::Stop),
+            _ = self.changes.changed() => {}
+        }
         Ok(Next::Again)
     }
 
@@ -195,7 +252,7 @@ impl Worker {
         until: Option<Timestamp>,
     ) -> Result<Next, StoreError> {
         tokio::select! {
-            () = self.shared.stopping.cancelled() => return Ok(Next::Stop),
+            () = self.term.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
             Some((name, signal)) = signals.recv() => self.heard(provider, name, signal).await?,
             progress = self.news.next() => self.progressed(progress).await?,
@@ -232,26 +289,15 @@ impl Worker {
         if result.is_err() && op != Op::Adopt {
             self.shared.metrics.operation_failed(provider, op);
         }
-        match (op, result) {
-            (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
-            (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
-            (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
-            (Op::Destroy, Ok(())) => facts.removed = true,
-            (Op::Destroy, Err(failed)) => {
-                let reason = failed.reason().to_owned();
-                warn!(session = %self.id, desktop = %facts.name, reason, "not removed; trying again");
-                facts.removals_failed += 1;
-                facts.removal_failed = Some((now, reason));
-            }
-            (Op::Adopt, Err(failed)) => {
-                debug!(session = %self.id, desktop = %facts.name, reason = failed.reason(), "not adopted");
-                facts.not_adopted = true;
-            }
-            (op, Err(failed)) => {
-                warn!(session = %self.id, desktop = %facts.name, ?op, reason = failed.reason(), "failed");
-                facts.failed = Some(failed);
+        if let Err(failed) = &result {
+            let (session, desktop, reason) = (self.id, facts.name, failed.reason());
+            match op {
+                Op::Adopt => debug!(%session, %desktop, reason, "not adopted"),
+                Op::Destroy => warn!(%session, %desktop, reason, "not removed; trying again"),
+                _ => warn!(%session, %desktop, ?op, reason, "failed"),
             }
         }
+        facts.done(op, result, now);
     }
 
     async fn heard(
@@ -326,28 +372,24 @@ impl Worker {
     /// Tells what making the machine is at.
     async fn progressed(&self, progress: Option<StageProgress>) -> Result<(), StoreError> {
         if let Some(name) = self.facts.as_ref().map(|facts| facts.name) {
-            self.shared
-                .update(self.id, move |record| {
-                    match record.progressed(name, progress) {
-                        Ok(()) => Change::Told,
-                        Err(NotNow) => Change::Nothing,
-                    }
-                })
-                .await?;
+            self.update(move |record| match record.progressed(name, progress) {
+                Ok(()) => Change::Told,
+                Err(NotNow) => Change::Nothing,
+            })
+            .await?;
         }
         Ok(())
     }
 
     async fn note_activity(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.shared
-            .update(self.id, move |record| {
-                if between(record.last_activity, now) < ACTIVITY {
-                    return Change::Nothing;
-                }
-                record.touch(now);
-                Change::Quiet
-            })
-            .await?;
+        self.update(move |record| {
+            if between(record.last_activity, now) < ACTIVITY {
+                return Change::Nothing;
+            }
+            record.touch(now);
+            Change::Quiet
+        })
+        .await?;
         Ok(())
     }
 
@@ -380,7 +422,12 @@ impl Worker {
             Action::Abandon => {
                 self.operation.shutdown().await;
                 if let Some(facts) = self.facts.as_mut() {
-                    facts.busy = None;
+                    if facts.busy == Some(Op::Destroy) {
+                        warn!(session = %self.id, desktop = %name, "its removal does not end; trying again");
+                        let metrics = &self.shared.metrics;
+                        metrics.operation_failed(provider.kind(), Op::Destroy);
+                    }
+                    facts.abandon(now);
                 }
             }
             Action::Booting => {
@@ -485,22 +532,40 @@ impl Worker {
         change: Change,
         verb: impl FnOnce(&mut Record) -> Result<(), NotNow> + Send + 'static,
     ) -> Result<bool, StoreError> {
-        let done = self
-            .shared
-            .update(self.id, move |record| match verb(record) {
-                Ok(()) => change,
-                Err(NotNow) => Change::Nothing,
-            })
-            .await?;
+        let done = self.update(move |record| match verb(record) {
+            Ok(()) => change,
+            Err(NotNow) => Change::Nothing,
+        });
+        let changed = done.await?;
         self.shared.dispatch.notify_one();
-        Ok(done.is_some_and(|(_, change)| change != Change::Nothing))
+        Ok(changed != Change::Nothing)
+    }
+
+    /// Changes the session, unless another has taken it.
+    async fn update(
+        &self,
+        change: impl FnOnce(&mut Record) -> Change + Send + 'static,
+    ) -> Result<Change, StoreError> {
+        let fence = self.fence;
+        let done = self.shared.update(self.id, move |record| {
+            if fence == Some(record.fence) {
+                change(record)
+            } else {
+                Change::Nothing
+            }
+        });
+        Ok(done.await?.map_or(Change::Nothing, |(_, change)| change))
     }
 
     fn start(&mut self, op: Op, record: &Record, provider: &Arc<dyn Provider>) {
         let Some(facts) = self.facts.as_mut() else {
             return;
         };
-        facts.busy = Some(op);
+        // The next step finds out that it is over.
+        if !self.shared.tenure.is_held() {
+            return;
+        }
+        facts.begin(op, self.shared.clock.now());
         let name = facts.name;
         let provider = provider.clone();
         if matches!(op, Op::Create | Op::Adopt) {

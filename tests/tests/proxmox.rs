@@ -3,6 +3,9 @@
 //!
 //! Every test has a network of its own, and ends with nothing left: asked of the lab, of `/proc`, and of the database.
 
+#[path = "proxmox/replicas.rs"]
+mod replicas;
+
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
@@ -922,7 +925,7 @@ impl Ground {
         let secrets = Arc::new(Secrets::open(&folder.path().join("secret.key"))?);
         let listen = AgentsConfig {
             listen: Some(AGENTS.parse()?),
-            address: None,
+            ..AgentsConfig::default()
         };
         let agents = Agents::open(&listen, folder.path(), Arc::new(Suite)).await?;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

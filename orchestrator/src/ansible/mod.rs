@@ -284,6 +284,10 @@ impl Provider for Ansible {
         self.step(STEPS[3])
     }
 
+    fn is_bound(&self) -> bool {
+        self.machines.is_bound()
+    }
+
     fn is_followed(&self) -> bool {
         self.machines.is_followed()
     }

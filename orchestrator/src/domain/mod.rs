@@ -166,6 +166,10 @@ impl Provider for Member {
         self.machines.create(spec).await
     }
 
+    fn is_bound(&self) -> bool {
+        self.machines.is_bound()
+    }
+
     fn is_followed(&self) -> bool {
         self.machines.is_followed()
     }

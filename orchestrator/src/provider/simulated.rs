@@ -51,6 +51,8 @@ pub struct SimulatedConfig {
     pub address_prefix: String,
     /// The port there.
     pub rdp_port: u16,
+    /// The socket of a process that has the machines ([`super::site`]): orchestrators that share a database share them there.
+    pub site: Option<PathBuf>,
     /// What goes wrong.
     pub fault: Fault,
     /// How many times; absent: always.
@@ -67,6 +69,7 @@ impl Default for SimulatedConfig {
             evidence_ms: 2_000,
             address_prefix: "127.78".to_owned(),
             rdp_port: 3389,
+            site: None,
             fault: Fault::None,
             fault_count: None,
         }
@@ -369,6 +372,10 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 impl Provider for Simulated {
     fn kind(&self) -> &'static str {
         "simulated"
+    }
+
+    fn is_bound(&self) -> bool {
+        self.world.config.site.is_none()
     }
 
     async fn preflight(&self) -> Vec<Check> {

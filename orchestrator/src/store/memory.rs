@@ -3,6 +3,7 @@
 use super::machines::{Locking, Machines, Reserved, Reserving};
 use super::pulse::{Pulse, Tally};
 use super::receipts::Receipts;
+use super::replicas::{ReplicaId, Replicas};
 use super::words::{DESKTOPS, Kept, Whose, Words};
 use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
 use crate::clock::ms_between;
@@ -19,8 +20,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// See the module. Clones are the same one.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Model>>);
+#[derive(Clone, Debug)]
+pub struct MemoryStore(Arc<Mutex<Model>>, ReplicaId);
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self(Arc::default(), ReplicaId::one())
+    }
+}
 
 #[derive(Debug, Default)]
 struct Model {
@@ -59,6 +66,30 @@ impl Model {
         }
         let first = self.events.get(session)?.first()?.clone();
         Some(Accepted::Again(Box::new(first)))
+    }
+
+    fn accept(
+        &mut self,
+        mut record: Record,
+        idempotency: Option<Idempotency>,
+        max_queued: u32,
+    ) -> Accepted {
+        if let Some(before) = idempotency.as_ref().and_then(|key| self.before(key)) {
+            return before;
+        }
+        let queued = self.that(|r| r.phase == SessionPhase::Queued).len();
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+        if queued >= max_queued {
+            return Accepted::Full;
+        }
+        record.queue_position = Some(queued + 1);
+        self.sessions.insert(record.id, record.clone());
+        self.append_event(&record, record.created_at);
+        if let Some(key) = idempotency {
+            let of = (key.request_sha256, record.id);
+            self.keys.insert(key.key_sha256, of);
+        }
+        Accepted::New(Box::new(record))
     }
 
     /// Sessions for which that holds, oldest first.
@@ -108,29 +139,19 @@ impl Model {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn accept(
+    async fn accept_all(
         &self,
-        mut record: Record,
-        idempotency: Option<Idempotency>,
+        wishes: Vec<(Record, Option<Idempotency>)>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError> {
+    ) -> Result<Vec<Accepted>, StoreError> {
         let mut model = self.model();
-        if let Some(before) = idempotency.as_ref().and_then(|key| model.before(key)) {
-            return Ok(before);
-        }
-        let queued = model.that(|r| r.phase == SessionPhase::Queued).len();
-        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
-        if queued >= max_queued {
-            return Ok(Accepted::Full);
-        }
-        record.queue_position = Some(queued + 1);
-        model.sessions.insert(record.id, record.clone());
-        model.append_event(&record, record.created_at);
-        if let Some(key) = idempotency {
-            let of = (key.request_sha256, record.id);
-            model.keys.insert(key.key_sha256, of);
-        }
-        Ok(Accepted::New(Box::new(record)))
+        let wishes = wishes.into_iter();
+        Ok(wishes
+            .map(|(mut record, key)| {
+                record.take(&self.1);
+                model.accept(record, key, max_queued)
+            })
+            .collect())
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
@@ -181,6 +202,7 @@ impl Store for MemoryStore {
             return Ok(None);
         };
         let name = DesktopName::from_number(model.last + 1).ok_or(StoreError::NoNames)?;
+        record.take(&self.1);
         if record.plan(name, now).is_err() {
             return Ok(None);
         }
@@ -189,18 +211,23 @@ impl Store for MemoryStore {
         Ok(Some(record))
     }
 
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
         let mut model = self.model();
         let queued = model.that(|r| r.phase == SessionPhase::Queued);
-        let mut moved = Vec::new();
-        for (place, mut record) in (1..).zip(queued) {
-            if record.queue_position != Some(place) {
-                record.queue_position = Some(place);
-                model.save(&mut record, Change::Told, now);
-                moved.push(record);
-            }
+        let moved = (1..)
+            .zip(queued)
+            .filter(|(place, record)| *place > after && record.queue_position != Some(*place));
+        let mut moved: Vec<_> = moved.take(most as usize).collect();
+        for (place, record) in &mut moved {
+            record.queue_position = Some(*place);
+            model.save(record, Change::Told, now);
         }
-        Ok(moved)
+        Ok(moved.into_iter().map(|(_, record)| record).collect())
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {
@@ -265,6 +292,18 @@ impl Store for MemoryStore {
     }
 
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl Replicas for MemoryStore {
+    fn me(&self) -> &ReplicaId {
+        &self.1
+    }
+
+    async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
+        let live = self.model().that(|r| !r.phase.is_final());
+        Ok(live.into_iter().map(|r| r.id).collect())
+    }
 }
 
 #[async_trait]

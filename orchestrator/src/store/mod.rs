@@ -11,6 +11,7 @@ pub mod memory;
 pub mod postgres;
 pub mod pulse;
 pub mod receipts;
+pub mod replicas;
 pub mod sqlite;
 pub mod words;
 mod writer;
@@ -156,14 +157,28 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 
 /// See the module.
 #[async_trait]
-pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words::Words {
-    /// Takes a session, unless its key came before or `max_queued` sessions wait already.
+pub trait Store:
+    machines::Machines + pulse::Pulse + receipts::Receipts + replicas::Replicas + words::Words
+{
+    /// Takes sessions, in their order: each unless its key came before or `max_queued` sessions wait already. All of them or none.
+    /// They are this orchestrator's.
+    async fn accept_all(
+        &self,
+        wishes: Vec<(Record, Option<Idempotency>)>,
+        max_queued: u32,
+    ) -> Result<Vec<Accepted>, StoreError>;
+
+    /// The same, of one.
     async fn accept(
         &self,
         record: Record,
         idempotency: Option<Idempotency>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError>;
+    ) -> Result<Accepted, StoreError> {
+        let accepted = self.accept_all(vec![(record, idempotency)], max_queued);
+        let accepted = accepted.await?.pop();
+        accepted.ok_or_else(|| StoreError::Refused("to say what became of a wish".to_owned()))
+    }
 
     /// What [`Store::accept`] would find for that key.
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError>;
@@ -182,7 +197,8 @@ pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words:
         change: Changing,
     ) -> Result<Option<(Record, Change)>, StoreError>;
 
-    /// Gives the session that waits longest a desktop, if the limits leave a place. Sessions of the templates in `full` go on waiting.
+    /// Gives the session that waits longest a desktop, if the limits leave a place, and makes it this orchestrator's. Sessions of the
+    /// templates in `full` go on waiting.
     async fn plan_next(
         &self,
         limits: &Limits,
@@ -190,8 +206,14 @@ pub trait Store: machines::Machines + pulse::Pulse + receipts::Receipts + words:
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError>;
 
-    /// Numbers the queue anew; the sessions whose place changed.
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError>;
+    /// Numbers the queue anew behind the place `after`: the first `most` sessions there that have another place than they were told,
+    /// in their order. They are told. Fewer than `most`: that was the end of the queue.
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError>;
 
     /// The events of a session after `seq`, in order.
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError>;

@@ -6,23 +6,36 @@
 //!   of another's change.
 //! * A connection that was lost is noticed before it is used, and replaced. One that is lost in the middle of a change is told: the
 //!   change was made whole or not at all, and whoever asked looks again.
+//! * Orchestrators hear of each other's changes by LISTEN and NOTIFY. Whoever may have missed one is told that as well.
 //! * The schema is brought up to date by `migrate` alone, under a lock: `serve` refuses an older one, so that an administrator says
 //!   when. A newer one is taken, since two versions run side by side while a site is upgraded; migrations only add.
 
+use super::replicas::{Changed, Replica, ReplicaId, Replicas};
 use super::{Schema, StoreError};
 use crate::secret;
+use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use mayfly_api::SessionId;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{
-    PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow, Postgres,
+    PgArguments, PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgRow, Postgres,
 };
 use sqlx::{Connection as _, Transaction};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_array_elements($1::json) AS rows(value)"
+    };
+}
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
@@ -122,14 +135,15 @@ impl StoreConfig {
 #[derive(Clone, Debug)]
 pub struct PostgresStore {
     readers: PgPool,
+    me: ReplicaId,
 }
 
 impl PostgresStore {
-    /// Connects to a database whose schema is up to date.
+    /// Connects to a database whose schema is up to date, for that orchestrator.
     ///
     /// # Errors
     /// [`StoreError::Database`], or [`StoreError::Old`] if it is of an older version.
-    pub async fn open(options: PgConnectOptions) -> Result<Self, StoreError> {
+    pub async fn open(options: PgConnectOptions, me: ReplicaId) -> Result<Self, StoreError> {
         let options = options.application_name("mayfly-orchestrator");
         // By itself: a pool would say of every cause only that it took too long.
         let mut db = PgConnection::connect_with(&options).await?;
@@ -144,7 +158,7 @@ impl PostgresStore {
             .acquire_timeout(PATIENCE)
             .connect_with(options)
             .await?;
-        Ok(Self { readers })
+        Ok(Self { readers, me })
     }
 
     /// Brings the schema up to date, one process at a time; what it was and is.
@@ -220,6 +234,38 @@ async fn hold(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!(
+        "SELECT 1 FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY created_us, id FOR UPDATE"
+    );
+    sqlx::query(all).bind(ids.to_owned()).execute(db).await?;
+    Ok(())
+}
+
+/// The channel on which orchestrators tell each other what they changed: `<session>`, or nothing as a sign of life.
+const CHANNEL: &str = "mayfly_changed";
+
+/// As [`tell`], of all whose `id` is in a JSON array of objects.
+async fn tell_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!("SELECT pg_notify($2, value->>'id') FROM ", rows!());
+    let all = sqlx::query(all).bind(ids.to_owned()).bind(CHANNEL);
+    all.execute(db).await?;
+    Ok(())
+}
+
+/// Everybody who follows the session looks at it once the transaction is committed.
+async fn tell(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
+    sqlx::query("SELECT pg_notify($1, $2)")
+        .bind(CHANNEL)
+        .bind(id.to_string())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 /// A number that nobody has or had.
 async fn next_number(db: &mut Connection) -> Result<i64, StoreError> {
     let next = sqlx::query_scalar("SELECT nextval('desktop_number')");
@@ -230,5 +276,203 @@ async fn next_number(db: &mut Connection) -> Result<i64, StoreError> {
 async fn go_on_above(db: &mut Connection, number: i64) -> Result<(), StoreError> {
     let set = sqlx::query("SELECT setval('desktop_number', $1)");
     set.bind(number).execute(db).await?;
+    Ok(())
+}
+
+/// Now by the server's clock, as [`Replicas::renew`] counts: microseconds since 1970.
+const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// A listener that hears nothing for so long has lost its connection: each orchestrator says something more often.
+const SILENCE: Duration = Duration::from_secs(15);
+/// So many sessions change hands in one transaction.
+const AT_A_TIME: i64 = 500;
+
+#[async_trait]
+impl Replicas for PostgresStore {
+    fn me(&self) -> &ReplicaId {
+        &self.me
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn renew(&self, replica: &Replica, lease: Duration) -> Result<(), StoreError> {
+        let replica = replica.clone();
+        self.write(move |db| Box::pin(renew(db, replica, micros(lease))))
+            .await
+    }
+
+    async fn take_over(
+        &self,
+        bound: &[&'static str],
+        patience: Duration,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let me = self.me.clone();
+        let bound = bound.iter().map(|kind| (*kind).to_owned()).collect();
+        self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))))
+            .await
+    }
+
+    async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
+        let ids: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM session WHERE owner = $1 AND phase NOT IN ('ended', 'failed') ORDER BY created_us, id",
+        )
+        .bind(&self.me.0)
+        .fetch_all(&self.readers)
+        .await?;
+        ids.iter().map(|id| session(id)).collect()
+    }
+
+    async fn leave(&self) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE replica SET until_us = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - 1 WHERE id = $1",
+        )
+            .bind(&self.me.0)
+            .execute(&self.readers)
+            .await?;
+        Ok(())
+    }
+
+    async fn living(&self) -> Result<Vec<Replica>, StoreError> {
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT id, name, installation FROM replica
+             WHERE until_us >= (extract(epoch FROM clock_timestamp()) * 1000000)::bigint ORDER BY id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let replica = |(id, name, installation)| Replica {
+            id: ReplicaId(id),
+            name,
+            installation,
+        };
+        Ok(rows.into_iter().map(replica).collect())
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let now: i64 = sqlx::query_scalar(NOW).fetch_one(&self.readers).await?;
+        Ok(Timestamp::from_microsecond(now).ok())
+    }
+
+    async fn called(&self, id: &ReplicaId) -> Result<Option<String>, StoreError> {
+        let name = sqlx::query_scalar("SELECT name FROM replica WHERE id = $1").bind(&id.0);
+        Ok(name.fetch_optional(&self.readers).await?)
+    }
+
+    fn follow(&self, to: mpsc::Sender<Changed>) {
+        tokio::spawn(listen(self.readers.clone(), to));
+    }
+}
+
+async fn renew(db: &mut Connection, replica: Replica, lease: i64) -> Result<(), StoreError> {
+    let other: Option<String> = sqlx::query_scalar(
+        "SELECT name FROM replica WHERE installation <> $1 AND id <> $2 LIMIT 1",
+    )
+    .bind(&replica.installation)
+    .bind(&replica.id.0)
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(other) = other {
+        return Err(StoreError::Refused(format!(
+            "an orchestrator with another key than {other:?}: copy secret.key and agents.pem from its state folder"
+        )));
+    }
+    let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *db).await?;
+    sqlx::query(
+        "INSERT INTO replica (id, name, installation, until_us) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, installation = excluded.installation, until_us = excluded.until_us",
+    )
+    .bind(replica.id.0)
+    .bind(replica.name)
+    .bind(replica.installation)
+    .bind(now.saturating_add(lease))
+    .execute(&mut *db)
+    .await?;
+    sqlx::query("SELECT pg_notify($1, '')")
+        .bind(CHANNEL)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+async fn take_over(
+    db: &mut Connection,
+    me: ReplicaId,
+    bound: Vec<String>,
+    patience: i64,
+) -> Result<Vec<SessionId>, StoreError> {
+    alone(db, "take over").await?;
+    let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *db).await?;
+    // Held until the end: one that comes back meanwhile waits, and then finds what it lost.
+    let dead: Vec<(String, i64)> =
+        sqlx::query_as("SELECT id, until_us FROM replica WHERE until_us < $1 FOR UPDATE")
+            .bind(now)
+            .fetch_all(&mut *db)
+            .await?;
+    let lost: Vec<&String> = (dead.iter())
+        .filter(|(_, until)| until.saturating_add(patience) < now)
+        .map(|(id, _)| id)
+        .collect();
+    let dead: Vec<&String> = dead.iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = sqlx::query_scalar(
+        "SELECT s.id FROM session AS s
+         LEFT JOIN desktop AS d ON d.session_id = s.id AND d.phase <> 'gone' AND d.provider = ANY($2)
+         WHERE s.phase NOT IN ('ended', 'failed') AND s.owner IS DISTINCT FROM $1
+           AND (d.host = $1
+             OR ((s.owner IS NULL OR s.owner = ANY($3)) AND (d.host IS NULL OR d.host = ANY($4))))
+         ORDER BY s.created_us, s.id LIMIT $5 FOR UPDATE OF s SKIP LOCKED",
+    )
+    .bind(&me.0)
+    .bind(bound)
+    .bind(dead)
+    .bind(lost)
+    .bind(AT_A_TIME)
+    .fetch_all(&mut *db)
+    .await?;
+    sqlx::query("UPDATE session SET owner = $1, fence = fence + 1 WHERE id = ANY($2)")
+        .bind(&me.0)
+        .bind(&ids)
+        .execute(&mut *db)
+        .await?;
+    ids.iter().map(|id| session(id)).collect()
+}
+
+fn session(id: &str) -> Result<SessionId, StoreError> {
+    id.parse().map_err(|_| StoreError::Unreadable {
+        what: id.to_owned(),
+    })
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Passes on what is heard, as long as anybody wants it; after every pause, that something may have been missed.
+async fn listen(pool: PgPool, to: mpsc::Sender<Changed>) {
+    while !to.is_closed() && !pool.is_closed() {
+        match hear(&pool, &to).await {
+            Ok(()) => {}
+            Err(error) => debug!(%error, "what others change is not heard"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Until the connection is lost.
+async fn hear(pool: &PgPool, to: &mpsc::Sender<Changed>) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    let mut heard = Changed::Any;
+    while to.send(heard).await.is_ok() {
+        heard = loop {
+            let Ok(said) = tokio::time::timeout(SILENCE, listener.try_recv()).await else {
+                return Ok(());
+            };
+            let Some(said) = said? else { return Ok(()) };
+            if let Ok(id) = said.payload().parse() {
+                break Changed::Session(id);
+            }
+        };
+    }
     Ok(())
 }

@@ -4,7 +4,8 @@
 //! holds others off meanwhile, and what they say differently.
 
 use super::{
-    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, next_number,
+    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, hold_all,
+    next_number, tell, tell_all,
 };
 use crate::clock::ms_between;
 use crate::config::Limits;
@@ -15,6 +16,7 @@ use crate::session::{Expected, Record, Wish};
 use crate::store::machines::{Locking, Machines, Reserved, Reserving};
 use crate::store::pulse::{Pulse, Tally};
 use crate::store::receipts::Receipts;
+use crate::store::replicas::{ReplicaId, Replicas};
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
@@ -26,24 +28,28 @@ use mayfly_api::{DesktopName, Removal, SessionEvent, SessionId, SessionPhase, St
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 #[async_trait]
 impl Store for Sql {
-    async fn accept(
+    async fn accept_all(
         &self,
-        record: Record,
-        idempotency: Option<Idempotency>,
+        wishes: Vec<(Record, Option<Idempotency>)>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError> {
+    ) -> Result<Vec<Accepted>, StoreError> {
+        let mut wishes = wishes;
+        wishes
+            .iter_mut()
+            .for_each(|(record, _)| record.take(self.me()));
         self.commit("accept", move |db| {
-            Box::pin(accept(db, record, idempotency, max_queued))
+            Box::pin(accept_all(db, wishes, max_queued))
         })
         .await
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
-        before(&mut *self.readers.acquire().await?, key).await
+        let db = &mut *self.readers.acquire().await?;
+        Ok(before(db, &[key]).await?.accepted(key))
     }
 
     async fn get(&self, id: SessionId) -> Result<Option<Record>, StoreError> {
@@ -57,11 +63,7 @@ impl Store for Sql {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut records = Vec::with_capacity(ids.len());
-        for id in ids {
-            records.extend(load(&mut tx, parse(&id)?).await?);
-        }
-        Ok(records)
+        load_all(&mut tx, ids).await
     }
 
     async fn update(
@@ -85,8 +87,8 @@ impl Store for Sql {
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError> {
         let (most, at_once) = (limits.max_desktops, limits.concurrent_creates);
-        let full = to_json(&full)?;
-        let planned = self.write(move |db| Box::pin(plan_next(db, most, at_once, full, now)));
+        let (me, full) = (self.me().clone(), to_json(&full)?);
+        let planned = self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)));
         let planned = planned.await?;
         if let Some(record) = &planned {
             failpoints::after(|| record.commit());
@@ -94,9 +96,16 @@ impl Store for Sql {
         Ok(planned)
     }
 
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
-        self.commit("renumber", move |db| Box::pin(renumber_queue(db, now)))
-            .await
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.commit("renumber", move |db| {
+            Box::pin(renumber_queue(db, after, most, now))
+        })
+        .await
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {
@@ -355,40 +364,136 @@ impl Sql {
     }
 }
 
-async fn accept(
+/// One statement for each table, whatever the number of wishes.
+async fn accept_all(
     db: &mut Connection,
-    mut record: Record,
-    idempotency: Option<Idempotency>,
+    wishes: Vec<(Record, Option<Idempotency>)>,
     max_queued: u32,
-) -> Result<Accepted, StoreError> {
+) -> Result<Vec<Accepted>, StoreError> {
     alone(db, "accept").await?;
-    if let Some(key) = &idempotency
-        && let Some(before) = before(db, key).await?
-    {
-        return Ok(before);
-    }
-    let queued: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE phase = 'queued'")
+    let keys: Vec<_> = wishes.iter().filter_map(|(_, key)| key.as_ref()).collect();
+    let mut known = before(db, &keys).await?;
+    let mut queued: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE phase = 'queued'")
         .fetch_one(&mut *db)
         .await?;
-    if queued >= i64::from(max_queued) {
-        return Ok(Accepted::Full);
+    let mut rows = Vec::with_capacity(wishes.len());
+    let mut accepted = Vec::with_capacity(wishes.len());
+    for (mut record, key) in wishes {
+        if let Some(before) = key.as_ref().and_then(|key| known.accepted(key)) {
+            accepted.push(before);
+            continue;
+        }
+        if queued >= i64::from(max_queued) {
+            accepted.push(Accepted::Full);
+            continue;
+        }
+        queued += 1;
+        record.queue_position = u32::try_from(queued).ok();
+        let row = NewRow::of(&record, key.as_ref())?;
+        if let Some(key) = key {
+            known.now(key, &record);
+        }
+        rows.push(row);
+        accepted.push(Accepted::New(Box::new(record)));
     }
-    record.queue_position = u32::try_from(queued + 1).ok();
-    insert_session(db, &record).await?;
-    save_parts(db, &record).await?;
-    append_event(db, &record, record.created_at).await?;
-    if let Some(key) = idempotency {
-        sqlx::query(
-            "INSERT INTO idempotency (key_sha256, request_sha256, session_id) VALUES ($1, $2, $3)",
-        )
-        .bind(key.key_sha256)
-        .bind(key.request_sha256)
-        .bind(record.id.to_string())
-        .execute(&mut *db)
-        .await?;
+    if !rows.is_empty() {
+        let rows = to_json(&rows)?;
+        for insert in [NEW_SESSIONS, NEW_STAGES, NEW_EVENTS, NEW_KEYS] {
+            sqlx::query(insert)
+                .bind(rows.clone())
+                .execute(&mut *db)
+                .await?;
+        }
     }
-    Ok(Accepted::New(Box::new(record)))
+    Ok(accepted)
 }
+
+/// What a new session puts into the tables.
+#[derive(Serialize)]
+struct NewRow {
+    id: String,
+    origin: String,
+    template: String,
+    provider: String,
+    user: String,
+    language: Option<String>,
+    time_zone: Option<String>,
+    keyboard: Option<String>,
+    phase: String,
+    seq: u64,
+    created_us: i64,
+    expires_us: i64,
+    activity_us: i64,
+    queue_position: Option<u32>,
+    expected: String,
+    owner: Option<String>,
+    fence: u64,
+    /// It has one.
+    stage: String,
+    expected_ms: Option<i64>,
+    event: String,
+    key: Option<String>,
+    request: Option<String>,
+}
+
+impl NewRow {
+    fn of(record: &Record, key: Option<&Idempotency>) -> Result<Self, StoreError> {
+        let wish = &record.wish;
+        let stage = record.stages.last();
+        Ok(Self {
+            id: record.id.to_string(),
+            origin: text(&wish.origin)?,
+            template: wish.template.clone(),
+            provider: wish.provider.clone(),
+            user: wish.user.clone(),
+            language: wish.language.clone(),
+            time_zone: wish.time_zone.clone(),
+            keyboard: wish.keyboard.clone(),
+            phase: text(&record.phase)?,
+            seq: record.seq,
+            created_us: record.created_at.as_microsecond(),
+            expires_us: record.expires_at.as_microsecond(),
+            activity_us: record.last_activity.as_microsecond(),
+            queue_position: record.queue_position,
+            expected: to_json(&record.expected)?,
+            owner: record.owner.as_ref().map(|o| o.0.clone()),
+            fence: record.fence,
+            stage: text(&record.stage())?,
+            expected_ms: stage.and_then(|stage| ms(stage.expected_ms)),
+            event: to_json(&record.view())?,
+            key: key.map(|key| key.key_sha256.clone()),
+            request: key.map(|key| key.request_sha256.clone()),
+        })
+    }
+}
+
+const NEW_SESSIONS: &str = concat!(
+    "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
+        created_us, expires_us, activity_us, queue_position, expected, owner, fence)
+     SELECT value->>'id', value->>'origin', value->>'template', value->>'provider', value->>'user', value->>'language',
+        value->>'time_zone', value->>'keyboard', value->>'phase', CAST(value->>'seq' AS bigint),
+        CAST(value->>'created_us' AS bigint), CAST(value->>'expires_us' AS bigint), CAST(value->>'activity_us' AS bigint),
+        CAST(value->>'queue_position' AS bigint), value->>'expected', value->>'owner', CAST(value->>'fence' AS bigint)
+     FROM ",
+    rows!()
+);
+const NEW_STAGES: &str = concat!(
+    "INSERT INTO stage (session_id, place, name, started_us, expected_ms)
+     SELECT value->>'id', 0, value->>'stage', CAST(value->>'created_us' AS bigint), CAST(value->>'expected_ms' AS bigint)
+     FROM ",
+    rows!()
+);
+const NEW_EVENTS: &str = concat!(
+    "INSERT INTO event (session_id, seq, at_us, body)
+     SELECT value->>'id', CAST(value->>'seq' AS bigint), CAST(value->>'created_us' AS bigint), value->>'event' FROM ",
+    rows!()
+);
+const NEW_KEYS: &str = concat!(
+    "INSERT INTO idempotency (key_sha256, request_sha256, session_id)
+     SELECT value->>'key', value->>'request', value->>'id' FROM ",
+    rows!(),
+    " WHERE value->>'key' IS NOT NULL"
+);
 
 async fn update(
     db: &mut Connection,
@@ -400,18 +505,19 @@ async fn update(
     let Some(mut record) = load(db, id).await? else {
         return Ok(None);
     };
+    let was = record.clone();
     let changed = change(&mut record);
     if changed != Change::Nothing {
         failpoints::before(|| record.commit());
-        save(db, &mut record, changed, now).await?;
+        save(db, &was, &mut record, changed, now).await?;
     }
     Ok(Some((record, changed)))
 }
 
 async fn plan_next(
     db: &mut Connection,
-    most: u32,
-    at_once: u32,
+    me: ReplicaId,
+    [most, at_once]: [u32; 2],
     full: String,
     now: Timestamp,
 ) -> Result<Option<Record>, StoreError> {
@@ -437,39 +543,104 @@ async fn plan_next(
         .ok()
         .and_then(DesktopName::from_number)
         .ok_or(StoreError::NoNames)?;
+    let was = record.clone();
+    record.take(&me);
     if record.plan(name, now).is_err() {
         return Ok(None);
     }
     failpoints::before(|| record.commit());
-    save(db, &mut record, Change::Told, now).await?;
+    save(db, &was, &mut record, Change::Told, now).await?;
     Ok(Some(record))
 }
 
-async fn renumber_queue(db: &mut Connection, now: Timestamp) -> Result<Vec<Record>, StoreError> {
+async fn renumber_queue(
+    db: &mut Connection,
+    after: u32,
+    most: u32,
+    now: Timestamp,
+) -> Result<Vec<Record>, StoreError> {
     alone(db, "renumber").await?;
     let moved: Vec<(String, i64)> = sqlx::query_as(
         "SELECT id, place FROM (
              SELECT id, queue_position, row_number() OVER (ORDER BY created_us, id) AS place
              FROM session WHERE phase = 'queued') AS queue
-         WHERE queue_position IS DISTINCT FROM place ORDER BY place",
+         WHERE place > $1 AND queue_position IS DISTINCT FROM place ORDER BY place LIMIT $2",
     )
+    .bind(i64::from(after))
+    .bind(i64::from(most))
     .fetch_all(&mut *db)
     .await?;
-    let mut records = Vec::with_capacity(moved.len());
-    for (id, place) in moved {
-        let id = parse(&id)?;
-        hold(db, id).await?;
-        // It may have left the queue before it was held.
-        if let Some(mut record) = load(db, id).await?
-            && record.phase == SessionPhase::Queued
-        {
-            record.queue_position = u32::try_from(place).ok();
-            save(db, &mut record, Change::Told, now).await?;
-            records.push(record);
-        }
+    if moved.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(records)
+    let ids: Vec<_> = moved.iter().map(|(id, _)| id.clone()).collect();
+    let places: HashMap<_, _> = moved.into_iter().collect();
+    hold_all(db, &to_json(&Id::of(&ids))?).await?;
+    let mut moved = load_all(db, ids).await?;
+    // Some may have left the queue before they were held.
+    moved.retain(|record| record.phase == SessionPhase::Queued);
+    for record in &mut moved {
+        let place = places.get(&record.id.to_string());
+        record.queue_position = place.and_then(|place| u32::try_from(*place).ok());
+        record.seq += 1;
+    }
+    let rows: Result<Vec<_>, StoreError> = moved.iter().map(|r| Moved::of(r, now)).collect();
+    let rows = to_json(&rows?)?;
+    for change in [MOVED_SESSIONS, MOVED_EVENTS] {
+        sqlx::query(change)
+            .bind(rows.clone())
+            .execute(&mut *db)
+            .await?;
+    }
+    tell_all(db, &rows).await?;
+    Ok(moved)
 }
+
+/// A session by its id, in an array for [`rows!`].
+#[derive(Serialize)]
+struct Id<'a> {
+    id: &'a str,
+}
+
+impl<'a> Id<'a> {
+    fn of(ids: &'a [String]) -> Vec<Self> {
+        ids.iter().map(|id| Self { id }).collect()
+    }
+}
+
+/// Another place in the queue, and its event.
+#[derive(Serialize)]
+struct Moved {
+    id: String,
+    seq: u64,
+    queue_position: Option<u32>,
+    at_us: i64,
+    event: String,
+}
+
+impl Moved {
+    fn of(record: &Record, now: Timestamp) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: record.id.to_string(),
+            seq: record.seq,
+            queue_position: record.queue_position,
+            at_us: now.as_microsecond(),
+            event: to_json(&record.view())?,
+        })
+    }
+}
+
+const MOVED_SESSIONS: &str = concat!(
+    "UPDATE session SET seq = CAST(value->>'seq' AS bigint), queue_position = CAST(value->>'queue_position' AS bigint)
+     FROM ",
+    rows!(),
+    " WHERE session.id = value->>'id'"
+);
+const MOVED_EVENTS: &str = concat!(
+    "INSERT INTO event (session_id, seq, at_us, body)
+     SELECT value->>'id', CAST(value->>'seq' AS bigint), CAST(value->>'at_us' AS bigint), value->>'event' FROM ",
+    rows!()
+);
 
 async fn forget(db: &mut Connection, before: Timestamp) -> Result<u64, StoreError> {
     alone(db, "forget").await?;
@@ -679,20 +850,50 @@ fn event(row: &Row) -> Result<SessionEvent, StoreError> {
     })
 }
 
-async fn before(db: &mut Connection, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
-    let row = sqlx::query(
-        "SELECT i.request_sha256, e.seq, e.at_us, e.body
-         FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
-         WHERE i.key_sha256 = $1",
-    )
-    .bind(&key.key_sha256)
-    .fetch_optional(&mut *db)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    if row.try_get::<String, _>("request_sha256")? != key.request_sha256 {
-        return Ok(Some(Accepted::Mismatch));
+/// What keys were used for: the request's SHA-256, and the first event of its session.
+#[derive(Default)]
+struct Used(HashMap<String, (String, SessionEvent)>);
+
+impl Used {
+    fn accepted(&self, key: &Idempotency) -> Option<Accepted> {
+        let (request, first) = self.0.get(&key.key_sha256)?;
+        if *request != key.request_sha256 {
+            return Some(Accepted::Mismatch);
+        }
+        Some(Accepted::Again(Box::new(first.clone())))
     }
-    Ok(Some(Accepted::Again(Box::new(event(&row)?))))
+
+    /// This one is used for a new session.
+    fn now(&mut self, key: Idempotency, record: &Record) {
+        let first = SessionEvent {
+            seq: record.seq,
+            at: record.created_at,
+            session: record.view(),
+        };
+        self.0.insert(key.key_sha256, (key.request_sha256, first));
+    }
+}
+
+async fn before(db: &mut Connection, keys: &[&Idempotency]) -> Result<Used, StoreError> {
+    if keys.is_empty() {
+        return Ok(Used::default());
+    }
+    let ids: Vec<_> = keys.iter().map(|key| key.key_sha256.clone()).collect();
+    let rows = sqlx::query(concat!(
+        "SELECT i.key_sha256, i.request_sha256, e.seq, e.at_us, e.body
+         FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
+         WHERE i.key_sha256 IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ")"
+    ))
+    .bind(to_json(&Id::of(&ids))?)
+    .fetch_all(&mut *db)
+    .await?;
+    let used = rows.iter().map(|row| {
+        let (key, request) = (row.try_get("key_sha256")?, row.try_get("request_sha256")?);
+        Ok((key, (request, event(row)?)))
+    });
+    Ok(Used(used.collect::<Result<_, StoreError>>()?))
 }
 
 async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, StoreError> {
@@ -710,11 +911,57 @@ async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, Stor
         .bind(id.to_string())
         .fetch_all(&mut *db)
         .await?;
+    let desktop = desktop.as_ref().map(read_desktop).transpose()?;
+    let stages = stages.iter().map(read_stage).collect::<Result<_, _>>()?;
+    Ok(Some(read_session(&row, desktop, stages)?))
+}
+
+/// Sessions that there are, in that order.
+async fn load_all(db: &mut Connection, ids: Vec<String>) -> Result<Vec<Record>, StoreError> {
+    let wanted = to_json(&Id::of(&ids))?;
+    let sessions = sqlx::query(concat!(
+        "SELECT * FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ")"
+    ));
+    let desktops = sqlx::query(concat!(
+        "SELECT * FROM desktop WHERE session_id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY number"
+    ));
+    let stages = sqlx::query(concat!(
+        "SELECT * FROM stage WHERE session_id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY session_id, place"
+    ));
+    let mut of: HashMap<String, (Option<Desktop>, Vec<Stage>)> = HashMap::new();
+    for row in &desktops.bind(wanted.clone()).fetch_all(&mut *db).await? {
+        // The last is the one.
+        of.entry(row.try_get("session_id")?).or_default().0 = Some(read_desktop(row)?);
+    }
+    for row in &stages.bind(wanted.clone()).fetch_all(&mut *db).await? {
+        let stages = &mut of.entry(row.try_get("session_id")?).or_default().1;
+        stages.push(read_stage(row)?);
+    }
+    let mut found = HashMap::with_capacity(ids.len());
+    for row in &sessions.bind(wanted).fetch_all(&mut *db).await? {
+        let id: String = row.try_get("id")?;
+        let (desktop, stages) = of.remove(&id).unwrap_or_default();
+        found.insert(id, read_session(row, desktop, stages)?);
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+}
+
+fn read_session(
+    row: &Row,
+    desktop: Option<Desktop>,
+    stages: Vec<Stage>,
+) -> Result<Record, StoreError> {
     let end_reason = row.try_get::<Option<String>, _>("end_reason")?;
     let failure = row.try_get::<Option<String>, _>("failure")?;
     let queue_position: Option<i64> = row.try_get("queue_position")?;
-    Ok(Some(Record {
-        id,
+    Ok(Record {
+        id: parse(row.try_get("id")?)?,
         wish: Wish {
             origin: enumerated(row.try_get("origin")?)?,
             template: row.try_get("template")?,
@@ -726,21 +973,23 @@ async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, Stor
         },
         phase: enumerated(row.try_get("phase")?)?,
         seq: u64::try_from(row.try_get::<i64, _>("seq")?).map_err(unreadable)?,
-        created_at: time(&row, "created_us")?,
-        expires_at: time(&row, "expires_us")?,
-        last_activity: time(&row, "activity_us")?,
-        heartbeat_at: maybe_time(&row, "heartbeat_us")?,
-        ready_at: maybe_time(&row, "ready_us")?,
-        disconnected_at: maybe_time(&row, "disconnected_us")?,
-        keep_until: maybe_time(&row, "keep_us")?,
-        ends_at: maybe_time(&row, "ends_us")?,
+        created_at: time(row, "created_us")?,
+        expires_at: time(row, "expires_us")?,
+        last_activity: time(row, "activity_us")?,
+        heartbeat_at: maybe_time(row, "heartbeat_us")?,
+        ready_at: maybe_time(row, "ready_us")?,
+        disconnected_at: maybe_time(row, "disconnected_us")?,
+        keep_until: maybe_time(row, "keep_us")?,
+        ends_at: maybe_time(row, "ends_us")?,
         queue_position: queue_position.and_then(|p| u32::try_from(p).ok()),
         expected: json(row.try_get("expected")?)?,
         end_reason: end_reason.map(enumerated).transpose()?,
         failure: failure.as_deref().map(json).transpose()?,
-        desktop: desktop.as_ref().map(read_desktop).transpose()?,
-        stages: stages.iter().map(read_stage).collect::<Result<_, _>>()?,
-    }))
+        desktop,
+        stages,
+        owner: row.try_get::<Option<String>, _>("owner")?.map(ReplicaId),
+        fence: u64::try_from(row.try_get::<i64, _>("fence")?).map_err(unreadable)?,
+    })
 }
 
 fn read_desktop(row: &Row) -> Result<Desktop, StoreError> {
@@ -754,6 +1003,7 @@ fn read_desktop(row: &Row) -> Result<Desktop, StoreError> {
         address: address.as_deref().map(parse).transpose()?,
         certificate_sha256: row.try_get("certificate")?,
         stuck_reason: row.try_get("stuck_reason")?,
+        host: row.try_get::<Option<String>, _>("host")?.map(ReplicaId),
     }))
 }
 
@@ -769,36 +1019,10 @@ fn read_stage(row: &Row) -> Result<Stage, StoreError> {
     })
 }
 
-async fn insert_session(db: &mut Connection, record: &Record) -> Result<(), StoreError> {
-    let wish = &record.wish;
-    sqlx::query(
-        "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
-            created_us, expires_us, activity_us, queue_position, expected)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-    )
-    .bind(record.id.to_string())
-    .bind(text(&wish.origin)?)
-    .bind(&wish.template)
-    .bind(&wish.provider)
-    .bind(&wish.user)
-    .bind(&wish.language)
-    .bind(&wish.time_zone)
-    .bind(&wish.keyboard)
-    .bind(text(&record.phase)?)
-    .bind(i64::try_from(record.seq).unwrap_or(i64::MAX))
-    .bind(record.created_at.as_microsecond())
-    .bind(record.expires_at.as_microsecond())
-    .bind(record.last_activity.as_microsecond())
-    .bind(record.queue_position.map(i64::from))
-    .bind(to_json(&record.expected)?)
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
 /// Writes a changed record, and its event if it is to be told.
 async fn save(
     db: &mut Connection,
+    was: &Record,
     record: &mut Record,
     change: Change,
     now: Timestamp,
@@ -810,8 +1034,8 @@ async fn save(
     let failure = record.failure.as_ref().map(to_json).transpose()?;
     sqlx::query(
         "UPDATE session SET phase = $1, seq = $2, activity_us = $3, heartbeat_us = $4, ready_us = $5, disconnected_us = $6,
-            keep_us = $7, ends_us = $8, queue_position = $9, end_reason = $10, failure = $11
-         WHERE id = $12",
+            keep_us = $7, ends_us = $8, queue_position = $9, end_reason = $10, failure = $11, owner = $12, fence = $13
+         WHERE id = $14",
     )
     .bind(text(&record.phase)?)
     .bind(i64::try_from(record.seq).unwrap_or(i64::MAX))
@@ -824,24 +1048,28 @@ async fn save(
     .bind(record.queue_position.filter(|_| record.phase == SessionPhase::Queued).map(i64::from))
     .bind(end_reason)
     .bind(failure)
+    .bind(record.owner.as_ref().map(|o| o.0.clone()))
+    .bind(i64::try_from(record.fence).unwrap_or(i64::MAX))
     .bind(record.id.to_string())
     .execute(&mut *db)
     .await?;
-    save_parts(&mut *db, record).await?;
+    save_parts(&mut *db, was, record).await?;
     if change == Change::Told {
-        append_event(db, record, now).await?;
+        append_event(&mut *db, record, now).await?;
     }
-    Ok(())
+    tell(db, record.id).await
 }
 
-/// Writes the desktop and the stages.
-async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreError> {
-    if let Some(desktop) = &record.desktop {
+/// Writes the desktop and the stages, as far as they changed.
+async fn save_parts(db: &mut Connection, was: &Record, record: &Record) -> Result<(), StoreError> {
+    if let Some(desktop) = &record.desktop
+        && was.desktop.as_ref() != Some(desktop)
+    {
         let (address, certificate) = desktop.announced().unzip();
         sqlx::query(
             "INSERT INTO desktop (number, session_id, provider, phase, created_us, claimed_us, destroying_us, address,
-                certificate, stuck_reason)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                certificate, stuck_reason, host)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
              ON CONFLICT (number) DO UPDATE SET session_id = excluded.session_id, phase = excluded.phase,
                 claimed_us = excluded.claimed_us, destroying_us = excluded.destroying_us, address = excluded.address,
                 certificate = excluded.certificate, stuck_reason = excluded.stuck_reason
@@ -857,14 +1085,20 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         .bind(address.map(|a| a.to_string()))
         .bind(certificate)
         .bind(desktop.stuck_reason().map(without_nul))
+        .bind(desktop.host().map(|h| h.0.clone()))
         .execute(&mut *db)
         .await?;
     }
-    sqlx::query("DELETE FROM stage WHERE session_id = $1")
-        .bind(record.id.to_string())
-        .execute(&mut *db)
-        .await?;
-    for (place, stage) in (0_i64..).zip(&record.stages) {
+    let kept = record.stages.iter().zip(&was.stages);
+    let kept = kept.take_while(|(stage, was)| stage == was).count();
+    if kept < was.stages.len() {
+        sqlx::query("DELETE FROM stage WHERE session_id = $1 AND place >= $2")
+            .bind(record.id.to_string())
+            .bind(i64::try_from(kept).unwrap_or(i64::MAX))
+            .execute(&mut *db)
+            .await?;
+    }
+    for (place, stage) in (0_i64..).zip(&record.stages).skip(kept) {
         sqlx::query(
             "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms, progress)
              VALUES ($1, $2, $3, $4, $5, $6, $7)",

@@ -22,11 +22,13 @@ on_every_store!(
     what_was_written_is_read_back,
     a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event,
     places_go_to_who_waits_longest_within_the_limits,
+    those_in_front_are_told_their_places_first_and_each_once,
     a_session_without_room_waits_again_and_lets_other_templates_pass,
     a_number_is_never_used_twice_even_if_its_session_was_forgotten,
     estimates_are_medians_of_what_was,
     the_schema_refuses_what_cannot_be,
     a_request_that_comes_again_is_answered_as_the_first_was,
+    of_wishes_that_come_together_each_is_answered_as_if_it_came_alone,
     a_request_that_comes_many_times_at_once_is_accepted_once,
     of_many_that_come_at_once_no_more_are_accepted_than_may_wait,
     places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_leave,
@@ -165,10 +167,45 @@ async fn places_go_to_who_waits_longest_within_the_limits(place: Place) {
     assert_eq!(planned.id, first.id);
     let none = store.plan_next(&limits, &[], now()).await.unwrap();
     assert!(none.is_none());
-    let moved = store.renumber_queue(now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
     assert_eq!(moved.len(), 1);
     assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
-    assert_eq!(store.renumber_queue(now()).await.unwrap(), []);
+    assert_eq!(store.renumber_queue(0, 1_000, now()).await.unwrap(), []);
+    store.close().await;
+}
+
+async fn those_in_front_are_told_their_places_first_and_each_once(place: Place) {
+    let store = place.open().await;
+    let mut waiting = Vec::new();
+    for second in 0..6 {
+        waiting.push(accept(&store, after(now(), s(second))).await);
+    }
+    // The first and the fourth leave.
+    for left in [3, 0] {
+        let left = waiting.remove(left);
+        change(&store, left.id, now(), |r| {
+            r.end(EndReason::Requested, now()).unwrap();
+            Change::Told
+        })
+        .await;
+    }
+    let told = async |behind, most| {
+        let told = store.renumber_queue(behind, most, now()).await.unwrap();
+        for record in &told {
+            let events = store.events_after(record.id, 1).await.unwrap();
+            assert_eq!(events.len(), 1);
+            assert_eq!(events[0].session, record.view());
+            assert_eq!(store.get(record.id).await.unwrap().as_ref(), Some(record));
+        }
+        let told = told.into_iter().map(|r| (r.id, r.queue_position));
+        told.collect::<Vec<_>>()
+    };
+    let ids: Vec<_> = waiting.iter().map(|r| r.id).collect();
+    let behind = [(ids[2], Some(3)), (ids[3], Some(4))];
+    assert_eq!(told(2, 9).await, behind);
+    assert_eq!(told(0, 1).await, [(ids[0], Some(1))]);
+    assert_eq!(told(0, 9).await, [(ids[1], Some(2))]);
+    assert_eq!(told(0, 9).await, []);
     store.close().await;
 }
 
@@ -184,7 +221,7 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
         Change::Told
     })
     .await;
-    let moved = store.renumber_queue(now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
     let waits = moved[0].view();
     assert_eq!(waits.queue_position, Some(1));
     assert_eq!(waits.stages[0].progress, Some(StageProgress::NoRoom));
@@ -317,6 +354,56 @@ async fn a_request_that_comes_again_is_answered_as_the_first_was(place: Place) {
     store.close().await;
 }
 
+async fn of_wishes_that_come_together_each_is_answered_as_if_it_came_alone(place: Place) {
+    let store = place.open().await;
+    let new = || asked(Expected::default(), now());
+    let (before, first, second) = (new(), new(), new());
+    store
+        .accept(before.clone(), key("a", "r"), 3)
+        .await
+        .unwrap();
+    let wishes = vec![
+        (first.clone(), key("b", "r")),
+        (new(), key("a", "r")),
+        (new(), key("b", "r")),
+        (new(), key("b", "another request")),
+        (second.clone(), None),
+        (new(), key("c", "r")),
+        (new(), key("a", "another request")),
+    ];
+    let answers = store.accept_all(wishes, 3).await.unwrap();
+    let said: Vec<_> = answers
+        .iter()
+        .map(|answer| match answer {
+            Accepted::New(record) => (Some(record.id), record.queue_position),
+            Accepted::Again(event) => (Some(event.session.id), None),
+            Accepted::Mismatch => (None, Some(0)),
+            Accepted::Full => (None, None),
+        })
+        .collect();
+    let expected = [
+        (Some(first.id), Some(2)),
+        (Some(before.id), None),
+        (Some(first.id), None),
+        (None, Some(0)),
+        (Some(second.id), Some(3)),
+        (None, None),
+        (None, Some(0)),
+    ];
+    assert_eq!(said, expected);
+    let mut live = store.live().await.unwrap();
+    live.sort_by_key(|r| r.queue_position);
+    let ids: Vec<_> = live.iter().map(|r| r.id).collect();
+    assert_eq!(ids, [before.id, first.id, second.id]);
+    for record in live {
+        let events = store.events_after(record.id, 0).await.unwrap();
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].seq, &events[0].session), (1, &record.view()));
+    }
+    assert!(store.accept_all(Vec::new(), 3).await.unwrap().is_empty());
+    store.close().await;
+}
+
 /// The same from many tasks, of two processes where that can be.
 async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     place: &Place,
@@ -387,7 +474,7 @@ async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_l
             while let Some(record) = store.plan_next(&limits, &[], now()).await.unwrap() {
                 planned.push((record.id, record.desktop.unwrap().name()));
             }
-            store.renumber_queue(now()).await.unwrap();
+            store.renumber_queue(0, 1_000, now()).await.unwrap();
             planned
         }
     });
@@ -396,7 +483,7 @@ async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_l
     let names: BTreeSet<_> = planned.iter().map(|p| p.1).collect();
     assert_eq!((planned.len(), sessions.len(), names.len()), (9, 9, 9));
     let store = place.open().await;
-    store.renumber_queue(now()).await.unwrap();
+    store.renumber_queue(0, 1_000, now()).await.unwrap();
     let live = store.live().await.unwrap();
     let waiting: Vec<_> = live.iter().filter_map(|r| r.queue_position).collect();
     assert_eq!(waiting, (1..=11).collect::<Vec<_>>());

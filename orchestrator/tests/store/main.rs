@@ -5,9 +5,9 @@
     reason = "all of this crate is tests, its helpers too"
 )]
 
-mod cluster;
 mod conformance;
 mod model;
 mod place;
 mod postgres;
+mod replicas;
 mod sqlite;

@@ -1,10 +1,11 @@
 //! A store of a test's own, of each kind.
 
-use crate::cluster::Cluster;
 use mayfly_orchestrator::store::Store;
 use mayfly_orchestrator::store::memory::MemoryStore;
 use mayfly_orchestrator::store::postgres::PostgresStore;
+use mayfly_orchestrator::store::replicas::ReplicaId;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_postgres::Cluster;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor, SqliteConnection};
 use std::sync::Arc;
@@ -39,9 +40,11 @@ impl Place {
                 let store = SqliteStore::open(&folder.path().join("db")).await;
                 Arc::new(store.unwrap())
             }
-            Self::Postgres(options) => {
-                Arc::new(PostgresStore::open(*options.clone()).await.unwrap())
-            }
+            Self::Postgres(options) => Arc::new(
+                PostgresStore::open(*options.clone(), ReplicaId("a".to_owned()))
+                    .await
+                    .unwrap(),
+            ),
         }
     }
 

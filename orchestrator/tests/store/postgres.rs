@@ -1,18 +1,21 @@
 //! What the store on PostgreSQL promises for itself.
 
-use crate::cluster::Cluster;
 use crate::conformance::asked;
 use jiff::Timestamp;
 use mayfly_orchestrator::session::Expected;
 use mayfly_orchestrator::store::postgres::PostgresStore;
+use mayfly_orchestrator::store::replicas::ReplicaId;
 use mayfly_orchestrator::store::{Change, Store, StoreError};
+use mayfly_postgres::Cluster;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 
 #[tokio::test]
 async fn a_schema_that_is_not_up_to_date_is_refused_with_the_command_that_helps() {
     let database = Cluster::get().database().await;
-    let refused = PostgresStore::open(database.clone()).await.unwrap_err();
+    let refused = PostgresStore::open(database.clone(), ReplicaId("a".to_owned()))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StoreError::Old(_)), "{refused}");
     assert!(refused.to_string().contains("mayfly-orchestrator migrate"));
     let schema = PostgresStore::migrate(&database).await.unwrap();
@@ -27,7 +30,11 @@ async fn a_schema_that_is_not_up_to_date_is_refused_with_the_command_that_helps(
                  VALUES (9999, 'of a newer version', true, '', 0)";
     db.execute(newer).await.unwrap();
     PostgresStore::migrate(&database).await.unwrap();
-    PostgresStore::open(database).await.unwrap().close().await;
+    PostgresStore::open(database, ReplicaId("a".to_owned()))
+        .await
+        .unwrap()
+        .close()
+        .await;
 }
 
 #[tokio::test]
@@ -37,14 +44,20 @@ async fn many_bring_the_schema_up_to_date_at_once() {
     for schema in futures_util::future::join_all(all).await {
         schema.unwrap();
     }
-    PostgresStore::open(database).await.unwrap().close().await;
+    PostgresStore::open(database, ReplicaId("a".to_owned()))
+        .await
+        .unwrap()
+        .close()
+        .await;
 }
 
 #[tokio::test]
 async fn connections_that_are_cut_are_replaced() {
     let database = Cluster::get().database().await;
     PostgresStore::migrate(&database).await.unwrap();
-    let store = PostgresStore::open(database.clone()).await.unwrap();
+    let store = PostgresStore::open(database.clone(), ReplicaId("a".to_owned()))
+        .await
+        .unwrap();
     let record = asked(Expected::default(), Timestamp::now());
     let id = record.id;
     store.accept(record, None, 1).await.unwrap();
@@ -63,14 +76,20 @@ async fn connections_that_are_cut_are_replaced() {
 #[tokio::test]
 async fn a_database_that_is_not_there_is_told_and_no_password_with_it() {
     let nowhere = Cluster::get().options("nowhere").password("hunter2");
-    let refused = PostgresStore::open(nowhere).await.unwrap_err().to_string();
+    let refused = PostgresStore::open(nowhere, ReplicaId("a".to_owned()))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.contains("password authentication failed"),
         "{refused}"
     );
     assert!(!refused.contains("hunter2"), "{refused}");
     let nowhere = Cluster::get().options("nowhere");
-    let refused = PostgresStore::open(nowhere).await.unwrap_err().to_string();
+    let refused = PostgresStore::open(nowhere, ReplicaId("a".to_owned()))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("nowhere"), "{refused}");
 }
 
@@ -79,7 +98,9 @@ async fn a_dump_that_is_restored_finds_out_that_it_is_a_copy_and_only_once() {
     let cluster = Cluster::get();
     let (from, to) = (cluster.database().await, cluster.database().await);
     PostgresStore::migrate(&from).await.unwrap();
-    let store = PostgresStore::open(from.clone()).await.unwrap();
+    let store = PostgresStore::open(from.clone(), ReplicaId("a".to_owned()))
+        .await
+        .unwrap();
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     let record = asked(Expected::default(), now);
     store.accept(record.clone(), None, 1).await.unwrap();
@@ -93,7 +114,9 @@ async fn a_dump_that_is_restored_finds_out_that_it_is_a_copy_and_only_once() {
     cluster.feed("pg_restore", &["--no-owner", "--dbname"], &to, &dump);
     assert_eq!(store.resume(None, now).await.unwrap(), None);
     store.close().await;
-    let copy = PostgresStore::open(to).await.unwrap();
+    let copy = PostgresStore::open(to, ReplicaId("a".to_owned()))
+        .await
+        .unwrap();
     assert_eq!(copy.live().await.unwrap().len(), 1);
     let restored = copy.resume(None, now).await.unwrap();
     assert_eq!(restored.unwrap().known, known);

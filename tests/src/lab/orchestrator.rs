@@ -43,6 +43,19 @@ impl Orchestrator {
     /// # Errors
     /// When it is not built or does not come up; with the end of its log.
     pub async fn start(lab: &Lab, provider: &Provider, limits: &str) -> Result<Self> {
+        Self::start_with(lab, provider, limits, "").await
+    }
+
+    /// The same, with more sections of its configuration, such as `[store]`.
+    ///
+    /// # Errors
+    /// When it is not built or does not come up; with the end of its log.
+    pub async fn start_with(
+        lab: &Lab,
+        provider: &Provider,
+        limits: &str,
+        sections: &str,
+    ) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", lab.port(0));
         let machines = lab.path("machines");
         let simulated = |keys: &str| {
@@ -68,7 +81,7 @@ impl Orchestrator {
             &config,
             format!(
                 "listen = {listen:?}\nstate_dir = {:?}\n[limits]\n{limits}\n[[template]]\nname = \"desktop\"\n\
-                 provider = {kind:?}\n{section}",
+                 provider = {kind:?}\n{section}\n{sections}",
                 lab.path("state")
             ),
         )?;

@@ -361,6 +361,10 @@ impl Provider for Qemu {
         "qemu"
     }
 
+    fn is_bound(&self) -> bool {
+        true
+    }
+
     async fn preflight(&self) -> Vec<Check> {
         preflight::checks(self).await
     }

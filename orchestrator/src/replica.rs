@@ -1,0 +1,275 @@
+//! This orchestrator among those that share its database: it says that it lives, takes up what the dead leave, and stops in time.
+//!
+//! # Guarantees
+//! * Nobody works here once the lease may be over as the database counts it: it is counted from before it was asked for, on a clock
+//!   that goes on while the machine is suspended or the process stopped, and ends [`MARGIN`] early.
+//! * What an orchestrator that died was working on goes on elsewhere within [`LEASE`] and two [`RENEW`]; that of one that was
+//!   stopped, within one [`RENEW`]. A desktop on its own machine waits for it
+//!   ([`Limits::host_lost_s`](crate::config::Limits)).
+
+use crate::control::Control;
+use crate::store::StoreError;
+use crate::store::replicas::{Changed, Replica, ReplicaId};
+use data_encoding::HEXLOWER;
+use mayfly_api::SessionId;
+use rustix::time::{ClockId, clock_gettime};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// An orchestrator that does not renew its lease for so long is dead to the others.
+pub const LEASE: Duration = Duration::from_secs(20);
+/// How often it is renewed, and the others looked at.
+pub const RENEW: Duration = Duration::from_secs(5);
+/// Work stops so long before the lease is over.
+pub const MARGIN: Duration = Duration::from_secs(4);
+/// A database that does not answer for so long is asked anew.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Whether this process may work, and until when.
+#[derive(Debug)]
+pub struct Tenure(Mutex<Term>);
+
+#[derive(Debug)]
+struct Term {
+    /// Since boot.
+    until: Duration,
+    token: CancellationToken,
+}
+
+/// Time since boot, suspension included.
+fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+impl Tenure {
+    /// For good, until the process stops.
+    #[must_use]
+    pub fn forever(stopping: &CancellationToken) -> Self {
+        Self(Mutex::new(Term {
+            until: Duration::MAX,
+            token: stopping.child_token(),
+        }))
+    }
+
+    /// Not yet.
+    fn none(stopping: &CancellationToken) -> Self {
+        let token = stopping.child_token();
+        token.cancel();
+        let until = Duration::ZERO;
+        Self(Mutex::new(Term { until, token }))
+    }
+
+    fn term(&self) -> MutexGuard<'_, Term> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cancelled when work must stop.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.term().token.clone()
+    }
+
+    /// Whether something may be begun now.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        let term = self.term();
+        if since_boot() >= term.until {
+            term.token.cancel();
+        }
+        !term.token.is_cancelled()
+    }
+
+    /// Until then; whether it had ended before.
+    fn extend(&self, until: Duration, stopping: &CancellationToken) -> bool {
+        let had_ended = !self.is_held();
+        let mut term = self.term();
+        term.until = until;
+        if had_ended {
+            term.token = stopping.child_token();
+        }
+        had_ended
+    }
+}
+
+/// Whose store it is: the same after a restart, another for a copy of the state folder on another machine or at another place.
+#[must_use]
+pub fn id(state: &Path) -> ReplicaId {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let state = std::fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
+    let known = Sha256::new()
+        .chain_update(machine.trim())
+        .chain_update([0])
+        .chain_update(host_name())
+        .chain_update([0])
+        .chain_update(state.as_os_str().as_encoded_bytes())
+        .finalize();
+    ReplicaId(HEXLOWER.encode(&known[..8]))
+}
+
+/// What people call this machine.
+#[must_use]
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Comes to the others, if there can be any; then [`live`] is to run.
+///
+/// # Errors
+/// [`StoreError`], such as that they have another key.
+pub(crate) async fn join(
+    store: &dyn crate::store::Store,
+    me: &Replica,
+    stopping: &CancellationToken,
+) -> Result<Tenure, StoreError> {
+    if !store.is_shared() {
+        return Ok(Tenure::forever(stopping));
+    }
+    let tenure = Tenure::none(stopping);
+    let asked = since_boot();
+    store.renew(me, LEASE).await?;
+    tenure.extend(asked + LEASE - MARGIN, stopping);
+    Ok(tenure)
+}
+
+/// Lives among the others until the process stops.
+pub(crate) async fn live(control: Control, me: Replica) {
+    let shared = control.shared.clone();
+    if !shared.store.is_shared() {
+        return;
+    }
+    let (changes, changed) = mpsc::channel(1024);
+    shared.store.follow(changes);
+    tokio::select! {
+        () = shared.stopping.cancelled() => {}
+        () = hear(&control, changed) => {}
+        () = guard(&control) => {}
+        () = renew(&control, &me) => {}
+    }
+}
+
+async fn hear(control: &Control, mut changed: mpsc::Receiver<Changed>) {
+    while let Some(changed) = changed.recv().await {
+        match changed {
+            Changed::Session(id) => control.shared.hub.wake(id),
+            Changed::Any => control.shared.hub.wake_all(),
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Stops work in time.
+async fn guard(control: &Control) {
+    let tenure = &control.shared.tenure;
+    loop {
+        let until = tenure.term().until;
+        sleep(
+            until
+                .saturating_sub(since_boot())
+                .max(Duration::from_millis(100)),
+        )
+        .await;
+        if !tenure.token().is_cancelled() && !tenure.is_held() {
+            error!(
+                "the database was not reached for so long that others may take over: no work is done here until it is"
+            );
+        }
+    }
+}
+
+async fn renew(control: &Control, me: &Replica) {
+    let shared = &control.shared;
+    loop {
+        let asked = since_boot();
+        match timeout(PATIENCE, shared.store.renew(me, LEASE)).await {
+            Ok(Ok(())) => {
+                if shared
+                    .tenure
+                    .extend(asked + LEASE - MARGIN, &shared.stopping)
+                {
+                    info!("the database is there again: going on with what nobody else took");
+                    resume(control).await;
+                }
+                match timeout(PATIENCE, shared.take_over()).await {
+                    Ok(Ok(taken)) => take_up(control, taken),
+                    Ok(Err(error)) => warn!(%error, "nothing was taken over"),
+                    Err(_) => {}
+                }
+            }
+            Ok(Err(error)) => warn!(%error, "the lease was not renewed"),
+            Err(_) => warn!("the lease was not renewed: the database does not answer"),
+        }
+        sleep(RENEW).await;
+    }
+}
+
+/// Works again for all that is still its own.
+async fn resume(control: &Control) {
+    while control.shared.tenure.is_held() {
+        match timeout(PATIENCE, control.shared.store.mine()).await {
+            Ok(Ok(mine)) => {
+                for id in mine {
+                    control.work_for(id);
+                }
+                return;
+            }
+            _ => sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+fn take_up(control: &Control, taken: Vec<SessionId>) {
+    if taken.is_empty() {
+        return;
+    }
+    warn!(
+        sessions = taken.len(),
+        "taken over from orchestrators that do not answer"
+    );
+    control.shared.metrics.taken_over(taken.len());
+    for id in taken {
+        control.work_for(id);
+    }
+    control.shared.queue_moved();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_is_not_held_again_but_begun_anew() {
+        let stopping = CancellationToken::new();
+        let tenure = Tenure::none(&stopping);
+        assert!(!tenure.is_held());
+        assert!(tenure.extend(since_boot() + LEASE, &stopping), "it began");
+        let token = tenure.token();
+        assert!(tenure.is_held());
+        assert!(
+            !tenure.extend(since_boot() + LEASE, &stopping),
+            "it went on"
+        );
+        assert!(!token.is_cancelled());
+
+        tenure.term().until = since_boot();
+        assert!(!tenure.is_held());
+        assert!(token.is_cancelled(), "whoever works is told");
+        assert!(tenure.extend(since_boot() + LEASE, &stopping));
+        assert!(tenure.is_held() && token.is_cancelled(), "and stays told");
+        stopping.cancel();
+        assert!(!tenure.is_held());
+    }
+
+    #[test]
+    fn a_folder_is_one_replica_and_another_folder_another() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(id(a.path()), id(a.path()));
+        assert_ne!(id(a.path()), id(b.path()));
+    }
+}
