@@ -30,6 +30,9 @@ use std::time::{Duration, Instant};
 /// So many deaths at the same point, at most: a desktop that is watched passes some again and again.
 const TIMES: u32 = 2;
 
+/// Nobody beats for a session here, and making a desktop takes long on a busy machine.
+const PATIENT: &str = "lease_s = 1800";
+
 macro_rules! quick {
     ($fault:literal) => {
         concat!(
@@ -61,7 +64,8 @@ impl Place {
     /// When the orchestrator does not come up.
     pub async fn here(name: &str, provider: &Provider, limits: &str) -> Result<Self> {
         let lab = Lab::new(name)?;
-        let orchestrator = Orchestrator::start(&lab, provider, limits).await?;
+        let limits = format!("{PATIENT}\n{limits}");
+        let orchestrator = Orchestrator::start(&lab, provider, &limits).await?;
         Ok(Self {
             provider: match provider {
                 Provider::Qemu(_) => "qemu".to_owned(),
@@ -85,8 +89,7 @@ impl Place {
             sections = format!("domain = true\n{sections}{}", realm.configuration());
         }
         let provider = Provider::Terraform(sections);
-        // Nobody beats for a session here, and making a desktop takes long on a busy machine.
-        let orchestrator = Orchestrator::start(&lab, &provider, "lease_s = 1800").await?;
+        let orchestrator = Orchestrator::start(&lab, &provider, PATIENT).await?;
         Ok(Self {
             provider: "terraform".to_owned(),
             lab,
@@ -322,6 +325,8 @@ struct Story<'a> {
     passed: String,
     /// The desktops that people were given.
     given: BTreeMap<SessionId, DesktopName>,
+    /// A desktop that nobody owns: its number is never given again.
+    unowned: Option<DesktopName>,
     /// Their connection, and whether it was made after the death.
     caller: Option<(Caller, bool)>,
 }
@@ -334,6 +339,7 @@ impl<'a> Story<'a> {
             died: None,
             passed: String::new(),
             given: BTreeMap::new(),
+            unowned: None,
             caller: None,
         }
     }
@@ -390,6 +396,7 @@ impl<'a> Story<'a> {
                 let higher = if life == Life::Restored { 1000 } else { 0 };
                 let name = DesktopName::from_number(name.number() + higher).context("a name")?;
                 std::fs::write(self.machine(name), machine.to_string())?;
+                self.unowned = Some(name);
             }
             Life::Stuck => {
                 let Place { orchestrator, .. } = &self.place;
@@ -469,6 +476,9 @@ impl<'a> Story<'a> {
                 .await?;
                 self.part(told).await?;
                 let held = self.ask(&wish).await?;
+                let ready = self.until(&held, "it is ready", is_usable).await?;
+                let (name, unowned) = (ready.desktop, self.unowned);
+                ensure!(name > unowned, "{name:?} was made after {unowned:?}");
                 self.ends(&held).await
             }
             (Life::Failing, []) => {
