@@ -161,7 +161,7 @@ async fn hear(control: &Control, mut changed: mpsc::Receiver<Changed>) {
             Changed::Any => control.shared.hub.wake_all(),
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Stops work in time.

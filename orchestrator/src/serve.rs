@@ -27,6 +27,7 @@ use crate::systemd;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
@@ -50,6 +51,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Asked for before anything exists, so that a signal that comes early is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    if let Err(error) = allow_many_files() {
+        warn!(%error, "so many streams of events as the soft limit of open files leaves can be followed");
+    }
     let _lock = own(&config.state_dir)?;
     let secrets = Arc::new(Secrets::open(&config.state_dir.join("secret.key"))?);
     let store = open_store(&config).await?;
@@ -115,6 +119,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     server.await??;
     store.close().await;
     Ok(())
+}
+
+/// Every stream of events is an open file. The soft limit, 1024 mostly, is for programs that use `select`.
+fn allow_many_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 /// Opens the database; one that only this orchestrator uses is brought up to date.

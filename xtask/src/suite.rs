@@ -302,6 +302,7 @@ pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
     with_desktop(house, |suite| {
         suite.fakepve()?;
         suite.terraform()?;
+        suite.micro_guest()?;
         suite.plain = Some((guests::plain_template(house)?, guests::agent(house)?));
         if !args.arguments.iter().any(|word| word.starts_with("--only")) {
             suite.real_desktop()?;

@@ -15,6 +15,7 @@ use super::{Schema, StoreError};
 use crate::secret;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use mayfly_api::SessionId;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -28,6 +29,13 @@ use std::str::FromStr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
+
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_array_elements($1::json) AS rows(value)"
+    };
+}
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
@@ -231,8 +239,27 @@ async fn hold(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!(
+        "SELECT 1 FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY created_us, id FOR UPDATE"
+    );
+    sqlx::query(all).bind(ids.to_owned()).execute(db).await?;
+    Ok(())
+}
+
 /// The channel on which orchestrators tell each other what they changed: `<session>`, or nothing as a sign of life.
 const CHANNEL: &str = "mayfly_changed";
+
+/// As [`tell`], of all whose `id` is in a JSON array of objects.
+async fn tell_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!("SELECT pg_notify($2, value->>'id') FROM ", rows!());
+    let all = sqlx::query(all).bind(ids.to_owned()).bind(CHANNEL);
+    all.execute(db).await?;
+    Ok(())
+}
 
 /// Everybody who follows the session looks at it once the transaction is committed.
 async fn tell(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
@@ -325,6 +352,11 @@ impl Replicas for PostgresStore {
             installation,
         };
         Ok(rows.into_iter().map(replica).collect())
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let now: i64 = sqlx::query_scalar(NOW).fetch_one(&self.readers).await?;
+        Ok(Timestamp::from_microsecond(now).ok())
     }
 
     async fn called(&self, id: &ReplicaId) -> Result<Option<String>, StoreError> {

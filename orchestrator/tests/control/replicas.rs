@@ -105,6 +105,13 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
     let first = events.next().await.unwrap().unwrap();
     assert_eq!(first.session.phase, SessionPhase::Queued);
 
+    let doctor = run(&["doctor", "--config"], &b.config);
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    for place in [&a, &b] {
+        let state = place.dir.path().join("state").display().to_string();
+        assert!(said.contains(&state), "{said}");
+    }
+
     // A draining one takes nothing, and ends nobody that another can serve.
     assert!(run(&["drain", "--config"], &a.config).status.success());
     let refused = one.client.create(&CreateSession::default(), "k").await;

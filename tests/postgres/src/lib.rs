@@ -61,7 +61,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The one of this program, running.
+    /// The one of this program, running. It flushes nothing: a power cut is none of the tests'.
     pub fn get() -> &'static Self {
         static CLUSTER: OnceLock<Cluster> = OnceLock::new();
         CLUSTER.get_or_init(|| Self::start(None))
@@ -70,6 +70,16 @@ impl Cluster {
     /// A new one, running; it listens on this port of 127.0.0.1 as well.
     #[must_use]
     pub fn start(port: Option<u16>) -> Self {
+        Self::with(port, &["fsync=off", "shared_buffers=16MB"])
+    }
+
+    /// A new one that flushes, as a site's does: for a benchmark.
+    #[must_use]
+    pub fn durable() -> Self {
+        Self::with(None, &["shared_buffers=128MB"])
+    }
+
+    fn with(port: Option<u16>, settings: &[&str]) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().unwrap();
         let folder = folder.keep();
@@ -121,7 +131,7 @@ impl Cluster {
         } else {
             guard.args(["-h", ""]);
         }
-        for setting in ["fsync=off", "max_connections=300", "shared_buffers=16MB"] {
+        for setting in settings.iter().chain(&["max_connections=300"]) {
             guard.args(["-c", setting]);
         }
         let cluster = Self {
