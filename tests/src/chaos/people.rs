@@ -199,7 +199,8 @@ impl People {
         };
         let alone = Self(Arc::new(alone));
         alone.clone().live(Plan::Visit, Rng::new()).await?;
-        let (connected, wrong) = (alone.notes().seen.connected, alone.wrong());
+        let wrong = alone.wrong();
+        let connected = alone.notes().seen.connected;
         ensure!(wrong.is_empty(), "{wrong:?}");
         ensure!(connected == 1, "nobody was seen to be connected");
         Ok(())

@@ -23,7 +23,9 @@ impl Toxics {
         let program = std::env::var_os("MAYFLY_TOXIPROXY")
             .context("MAYFLY_TOXIPROXY is not set: run this by `cargo xtask`")?;
         let mut command = lab.command(program);
-        command.args(["-host", "127.0.0.1", "-port", &port.to_string()]);
+        command
+            .args(["-host", "127.0.0.1", "-port", &port.to_string()])
+            .env("LOG_LEVEL", "warn");
         let mut process = lab.start("toxiproxy", command)?;
         let (api, http) = (
             format!("http://127.0.0.1:{port}"),
