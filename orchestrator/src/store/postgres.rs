@@ -12,6 +12,7 @@
 
 use super::replicas::{Changed, Replica, ReplicaId, Replicas};
 use super::{Schema, StoreError};
+use crate::failpoints::around;
 use crate::secret;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -299,8 +300,8 @@ impl Replicas for PostgresStore {
 
     async fn renew(&self, replica: &Replica, lease: Duration) -> Result<(), StoreError> {
         let replica = replica.clone();
-        self.write(move |db| Box::pin(renew(db, replica, micros(lease))))
-            .await
+        let renewed = self.write(move |db| Box::pin(renew(db, replica, micros(lease))));
+        around("commit renew", renewed).await
     }
 
     async fn take_over(
@@ -310,8 +311,8 @@ impl Replicas for PostgresStore {
     ) -> Result<Vec<SessionId>, StoreError> {
         let me = self.me.clone();
         let bound = bound.iter().map(|kind| (*kind).to_owned()).collect();
-        self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))))
-            .await
+        let taken = self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))));
+        around("commit take over", taken).await
     }
 
     async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
@@ -325,12 +326,11 @@ impl Replicas for PostgresStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        sqlx::query(
+        let left = sqlx::query(
             "UPDATE replica SET until_us = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - 1 WHERE id = $1",
-        )
-            .bind(&self.me.0)
-            .execute(&self.readers)
-            .await?;
+        );
+        let left = left.bind(&self.me.0).execute(&self.readers);
+        around("commit leave", left).await?;
         Ok(())
     }
 
