@@ -47,7 +47,8 @@ const LOG_PAGES: &str = "16384";
 const MOVED: Duration = Duration::from_secs(1);
 
 /// The session that waits longest without a desktop; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT value FROM json_each($1))
      ORDER BY created_us, id LIMIT 1";
