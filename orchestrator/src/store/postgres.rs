@@ -56,7 +56,8 @@ fn migrations() -> Migrator {
 }
 
 /// The session that waits longest without a desktop, of those that nobody changes now; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT json_array_elements_text($1::json))
      ORDER BY created_us, id LIMIT 1 FOR UPDATE SKIP LOCKED";
