@@ -6,7 +6,8 @@
 //! * Each caller's calls come over a socket, so whoever serves several knows which orchestrator calls.
 
 use super::{
-    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, channel,
+    AgentChannel, Check, CheckStatus, DesktopSpec, MachineState, Provider, ProviderError, Section,
+    channel,
 };
 use async_trait::async_trait;
 use mayfly_api::agent::Bootstrap;
@@ -31,6 +32,7 @@ enum Call {
     Bootstrap(DesktopName, Bootstrap),
     Agent(DesktopName),
     Address(DesktopName),
+    Words(DesktopName),
     Destroy(DesktopName),
     List,
 }
@@ -117,6 +119,15 @@ impl Provider for Site {
         self.call(&Call::Address(name)).await
     }
 
+    async fn last_words(&self, name: DesktopName) -> Vec<Section> {
+        let texts: Vec<String> = self.call(&Call::Words(name)).await.unwrap_or_default();
+        let section = |text| Section {
+            title: "console",
+            text,
+        };
+        texts.into_iter().map(section).collect()
+    }
+
     async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         self.call(&Call::Destroy(name)).await
     }
@@ -145,6 +156,10 @@ async fn answer(machines: Arc<dyn Provider>, stream: UnixStream) -> io::Result<(
         Call::Bootstrap(name, bootstrap) => told(machines.bootstrap(name, &bootstrap).await),
         Call::Agent(name) => told(machines.agent(name).await.map(|a| agent = Some(a))),
         Call::Address(name) => told(machines.rdp_address(name).await),
+        Call::Words(name) => {
+            let words = machines.last_words(name).await;
+            told(Ok(words.into_iter().map(|w| w.text).collect::<Vec<_>>()))
+        }
         Call::Destroy(name) => told(machines.destroy(name).await),
         Call::List => told(machines.list().await),
     };

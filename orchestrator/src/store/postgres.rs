@@ -78,6 +78,9 @@ const HIGHEST: &str =
 const LOCKS: i32 = 0x6d66_6c79;
 /// A database that does not answer is told after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever says nothing for so long in the middle of a change is given up by the server, so that what they hold is free: an
+/// orchestrator that is stopped or cut off must not hold up those that take over from it.
+const ABANDONED: &str = "5s";
 /// An orchestrator uses so many connections.
 const CONNECTIONS: u32 = 16;
 
@@ -146,7 +149,9 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Database`], or [`StoreError::Old`] if it is of an older version.
     pub async fn open(options: PgConnectOptions, me: ReplicaId) -> Result<Self, StoreError> {
-        let options = options.application_name("mayfly-orchestrator");
+        let options = options
+            .application_name("mayfly-orchestrator")
+            .options([("idle_in_transaction_session_timeout", ABANDONED)]);
         // By itself: a pool would say of every cause only that it took too long.
         let mut db = PgConnection::connect_with(&options).await?;
         let found = version(&mut db).await?;
