@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 enum Call {
     Create(DesktopSpec),
     State(DesktopName),
-    Bootstrap(DesktopName, Bootstrap),
+    Bootstrap(DesktopName, Box<Bootstrap>),
     Agent(DesktopName),
     Address(DesktopName),
     Words(DesktopName),
@@ -107,7 +107,7 @@ impl Provider for Site {
         name: DesktopName,
         bootstrap: &Bootstrap,
     ) -> Result<(), ProviderError> {
-        self.call(&Call::Bootstrap(name, bootstrap.clone())).await
+        self.call(&Call::Bootstrap(name, Box::new(bootstrap.clone()))).await
     }
 
     async fn agent(&self, name: DesktopName) -> Result<AgentChannel, ProviderError> {

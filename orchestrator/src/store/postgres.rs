@@ -12,6 +12,7 @@
 
 use super::replicas::{Changed, Replica, ReplicaId, Replicas};
 use super::{Schema, StoreError};
+use crate::failpoints::around;
 use crate::secret;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -55,7 +56,8 @@ fn migrations() -> Migrator {
 }
 
 /// The session that waits longest without a desktop, of those that nobody changes now; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT json_array_elements_text($1::json))
      ORDER BY created_us, id LIMIT 1 FOR UPDATE SKIP LOCKED";
@@ -304,8 +306,8 @@ impl Replicas for PostgresStore {
 
     async fn renew(&self, replica: &Replica, lease: Duration) -> Result<(), StoreError> {
         let replica = replica.clone();
-        self.write(move |db| Box::pin(renew(db, replica, micros(lease))))
-            .await
+        let renewed = self.write(move |db| Box::pin(renew(db, replica, micros(lease))));
+        around("commit renew", renewed).await
     }
 
     async fn take_over(
@@ -315,8 +317,8 @@ impl Replicas for PostgresStore {
     ) -> Result<Vec<SessionId>, StoreError> {
         let me = self.me.clone();
         let bound = bound.iter().map(|kind| (*kind).to_owned()).collect();
-        self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))))
-            .await
+        let taken = self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))));
+        around("commit take over", taken).await
     }
 
     async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
@@ -330,12 +332,11 @@ impl Replicas for PostgresStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        sqlx::query(
+        let left = sqlx::query(
             "UPDATE replica SET until_us = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - 1 WHERE id = $1",
-        )
-            .bind(&self.me.0)
-            .execute(&self.readers)
-            .await?;
+        );
+        let left = left.bind(&self.me.0).execute(&self.readers);
+        around("commit leave", left).await?;
         Ok(())
     }
 

@@ -62,7 +62,7 @@ async fn provider(
     };
     let listen = AgentsConfig {
         listen: Some("127.0.0.1:0".parse().unwrap()),
-        address: None,
+        ..AgentsConfig::default()
     };
     let agents = Agents::open(&listen, folder, Arc::new(Nobody)).await;
     let parts = Parts {
