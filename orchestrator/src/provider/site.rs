@@ -107,7 +107,8 @@ impl Provider for Site {
         name: DesktopName,
         bootstrap: &Bootstrap,
     ) -> Result<(), ProviderError> {
-        self.call(&Call::Bootstrap(name, Box::new(bootstrap.clone()))).await
+        self.call(&Call::Bootstrap(name, Box::new(bootstrap.clone())))
+            .await
     }
 
     async fn agent(&self, name: DesktopName) -> Result<AgentChannel, ProviderError> {
