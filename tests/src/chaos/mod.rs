@@ -38,7 +38,7 @@ use toxics::Toxics;
 /// So many orchestrators.
 const ORCHESTRATORS: usize = 3;
 /// So many people at once.
-const PEOPLE: usize = 16;
+const PEOPLE: usize = 24;
 /// What an orchestrator that dies was working on is another's within this.
 const TAKEN: Duration = Duration::from_secs(45);
 /// Longer than a lease.
@@ -413,7 +413,7 @@ impl Chaos {
         Ok(())
     }
 
-    /// Draws faults until then; none lasts longer.
+    /// Draws faults until then, and waits for the end of the last ones.
     async fn fail(&mut self, end: Instant) -> Result<()> {
         let mut deck = Vec::new();
         while Instant::now() < end {
@@ -500,12 +500,12 @@ impl Chaos {
             }
             Fault::SlowSite => {
                 let slow_ms = self.random.u64(500..3_000);
-                self.last_in_a_mood(Mood { slow_ms, lies: 0 }, 2 * drawn);
+                self.last_in_a_mood(move |mood| mood.slow_ms = slow_ms, 2 * drawn);
                 Ok(())
             }
             Fault::LyingSite => {
-                let lies = self.random.u8(5..30);
-                self.last_in_a_mood(Mood { slow_ms: 200, lies }, 2 * drawn);
+                let lies = self.random.u8(10..40);
+                self.last_in_a_mood(move |mood| mood.lies = lies, 4 * drawn);
                 Ok(())
             }
         }
@@ -537,12 +537,24 @@ impl Chaos {
         });
     }
 
-    fn last_in_a_mood(&mut self, mood: Mood, time: Duration) {
-        let site = self.site.clone();
+    /// What was changed is as it was when that time is over; what else was changed meanwhile stays.
+    fn last_in_a_mood(&mut self, change: impl FnOnce(&mut Mood) + Send + 'static, time: Duration) {
+        let (site, mut mood) = (self.site.clone(), Mood::default());
+        change(&mut mood);
         self.lasting.spawn(async move {
-            site.turn(mood);
+            site.turn(|is| {
+                is.slow_ms = is.slow_ms.max(mood.slow_ms);
+                is.lies = is.lies.max(mood.lies);
+            });
             sleep(time).await;
-            site.turn(Mood::default());
+            site.turn(|is| {
+                if mood.slow_ms > 0 {
+                    is.slow_ms = 0;
+                }
+                if mood.lies > 0 {
+                    is.lies = 0;
+                }
+            });
             Ok(())
         });
     }
@@ -615,7 +627,7 @@ impl Chaos {
         crowd: tokio::task::JoinHandle<()>,
         leftovers: &mut Vec<String>,
     ) -> Result<()> {
-        self.site.turn(Mood::default());
+        self.site.turn(|mood| *mood = Mood::default());
         timeout(CALM, crowd)
             .await
             .context("somebody does not get away")??;

@@ -77,9 +77,9 @@ impl Site {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on it is like that.
-    pub(super) fn turn(&self, mood: Mood) {
-        self.known().mood = mood;
+    /// From now on it is otherwise.
+    pub(super) fn turn(&self, change: impl FnOnce(&mut Mood)) {
+        change(&mut self.known().mood);
     }
 
     /// Every machine that there is.
