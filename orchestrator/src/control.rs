@@ -35,7 +35,7 @@ use tracing::{debug, error, info, warn};
 
 /// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
 const FULL: Duration = Duration::from_secs(30);
-/// For so long a provider that could make desktops, and what they took, are not asked for again.
+/// For so long what desktops took is not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
 /// So many are told their new place in the queue at a time.
 const NUMBERED: u32 = 200;
@@ -113,7 +113,7 @@ pub struct Shared {
     moved: AtomicBool,
     /// Takes sessions.
     intake: Intake,
-    /// The templates whose desktops could be made a moment ago.
+    /// The templates whose desktops can be made.
     can_make: Fresh<()>,
     /// What desktops of a template took lately.
     expected: Fresh<Expected>,
@@ -259,7 +259,7 @@ impl Control {
         let control = Self {
             shared: Arc::new(Shared {
                 intake,
-                can_make: Fresh::new(FRESH),
+                can_make: Fresh::new(Duration::ZERO),
                 expected: Fresh::new(FRESH),
                 store,
                 clock,

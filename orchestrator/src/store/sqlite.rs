@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// The objects of a JSON array, one a row, as `value`.
 macro_rules! rows {
@@ -182,26 +183,39 @@ impl SqliteStore {
 
 /// Moves what was committed from the log into the database's file, every now and then; ends with the store.
 #[derive(Debug)]
-struct Mover(Mutex<JoinSet<()>>);
+struct Mover {
+    closing: CancellationToken,
+    task: Mutex<JoinSet<()>>,
+}
 
 impl Mover {
     fn start(mut db: SqliteConnection) -> Self {
-        let mut task = JoinSet::new();
+        let (closing, mut task) = (CancellationToken::new(), JoinSet::new());
+        let closed = closing.clone();
         task.spawn(async move {
-            loop {
-                tokio::time::sleep(MOVED).await;
+            while closed
+                .run_until_cancelled(tokio::time::sleep(MOVED))
+                .await
+                .is_some()
+            {
                 // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
                 let _ = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
                     .execute(&mut db)
                     .await;
             }
+            // Whoever closes the file last moves the rest.
+            let _ = db.close().await;
         });
-        Self(Mutex::new(task))
+        let task = Mutex::new(task);
+        Self { closing, task }
     }
 
+    /// Lets go of the file.
     async fn close(&self) {
-        let mut task = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        task.shutdown().await;
+        self.closing.cancel();
+        let mut task =
+            std::mem::take(&mut *self.task.lock().unwrap_or_else(PoisonError::into_inner));
+        while task.join_next().await.is_some() {}
     }
 }
 
