@@ -37,8 +37,10 @@ use tracing::{debug, error, info, warn};
 const FULL: Duration = Duration::from_secs(30);
 /// For so long what desktops took is not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
-/// So many are told their new place in the queue at a time.
+/// So many are told their new place in the queue at a time, and further behind so many at most: each time the queue is counted from
+/// its head.
 const NUMBERED: u32 = 200;
+const NUMBERED_BEHIND: u32 = 1_000;
 /// Giving places takes one part in so many of the time at most.
 const GIVING_SHARE: u32 = 2;
 /// Telling those who wait their places takes one part in so many of the time.
@@ -718,16 +720,14 @@ impl Numbering {
 /// Tells those behind that place theirs, so many at a time; the last of them, if there may be others.
 async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<u32>, StoreError> {
     let begun = Instant::now();
-    let now = shared.clock.now();
-    let numbered = shared.store.renumber_queue(behind, NUMBERED, now).await;
+    let (now, most) = (shared.clock.now(), behind.clamp(NUMBERED, NUMBERED_BEHIND));
+    let numbered = shared.store.renumber_queue(behind, most, now).await;
     pace.worked(begun);
     let numbered = numbered?;
     for record in &numbered {
         shared.hub.publish(record);
     }
-    let last = numbered
-        .last()
-        .filter(|_| numbered.len() == NUMBERED as usize);
+    let last = numbered.last().filter(|_| numbered.len() == most as usize);
     Ok(last.and_then(|record| record.queue_position))
 }
 

@@ -77,9 +77,9 @@ const RUSH: Duration = Duration::from_secs(10);
 /// So many leave, one after the other, when it is measured how long that takes.
 const LEAVING: usize = 20;
 
-/// One desktop is never done, and nobody is tired of waiting.
+/// One desktop is never done, those that are removed take no place, and nobody is tired of waiting.
 const MACHINES: Provider = Provider::SimulatedWith("create_ms = 3600000\ndestroy_ms = 1");
-const LIMITS: &str = "max_queued = 100000\nconcurrent_creates = 1\nlease_s = 7200\ncreate_timeout_s = 7200\ncreating_timeout_s = 7200";
+const LIMITS: &str = "max_queued = 100000\nmax_desktops = 100\nconcurrent_creates = 1\nlease_s = 7200\ncreate_timeout_s = 7200\ncreating_timeout_s = 7200";
 
 #[tokio::main]
 async fn main() -> Result<()> {
