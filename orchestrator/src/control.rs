@@ -665,10 +665,12 @@ struct Numbering {
     /// The first are to be told.
     first: bool,
     firsts: Pace,
-    /// Those behind this place are to be told.
+    /// Those behind this place are to be told,
     behind: Option<u32>,
-    /// And then all, once more.
-    again: bool,
+    /// as far as this one if not to the end,
+    upto: Option<u32>,
+    /// and then once more those as far as this one: somebody left when they had been told.
+    again: Option<u32>,
     behinds: Pace,
 }
 
@@ -678,7 +680,8 @@ impl Default for Numbering {
             first: false,
             firsts: Pace::new(NUMBERING_SHARE),
             behind: None,
-            again: false,
+            upto: None,
+            again: None,
             behinds: Pace::new(NUMBERING_SHARE),
         }
     }
@@ -693,16 +696,20 @@ impl Numbering {
             self.first = false;
             match (told, self.behind) {
                 // Nobody behind them has another place than before.
-                (None, _) => (self.behind, self.again) = (None, false),
-                (last, None) => self.behind = last,
-                (Some(_), Some(_)) => self.again = true,
+                (None, _) => (self.behind, self.again) = (None, None),
+                (last, None) => (self.behind, self.upto) = (last, None),
+                (Some(_), reached) => (self.again, self.upto) = (reached, None),
             }
         }
         if let Some(behind) = self.behind
             && self.behinds.is_due()
         {
             let told = number(shared, behind, &mut self.behinds).await?;
-            self.behind = told.or_else(|| std::mem::take(&mut self.again).then_some(0));
+            self.behind = told.filter(|last| self.upto.is_none_or(|upto| *last < upto));
+            if self.behind.is_none() {
+                self.upto = self.again.take();
+                self.behind = self.upto.map(|_| 0);
+            }
         }
         Ok(())
     }
