@@ -37,10 +37,12 @@ use tracing::{error, info, warn};
 
 /// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
 const FULL: Duration = Duration::from_secs(30);
-/// For so long a provider that could make desktops, and what they took, are not asked for again.
+/// For so long what desktops took is not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
-/// So many are told their new place in the queue at a time.
+/// So many are told their new place in the queue at a time, and further behind so many at most: each time the queue is counted from
+/// its head.
 const NUMBERED: u32 = 200;
+const NUMBERED_BEHIND: u32 = 1_000;
 /// Giving places takes one part in so many of the time at most.
 const GIVING_SHARE: u32 = 2;
 /// Telling those who wait their places takes one part in so many of the time.
@@ -120,7 +122,7 @@ pub struct Shared {
     moved: AtomicBool,
     /// Takes sessions.
     intake: Intake,
-    /// The templates whose desktops could be made a moment ago.
+    /// The templates whose desktops can be made.
     can_make: Fresh<()>,
     /// What desktops of a template took lately.
     expected: Fresh<Expected>,
@@ -299,7 +301,7 @@ impl Control {
         let control = Self {
             shared: Arc::new(Shared {
                 intake,
-                can_make: Fresh::new(FRESH),
+                can_make: Fresh::new(Duration::ZERO),
                 expected: Fresh::new(FRESH),
                 store,
                 clock,
@@ -763,10 +765,12 @@ struct Numbering {
     /// The first are to be told.
     first: bool,
     firsts: Pace,
-    /// Those behind this place are to be told.
+    /// Those behind this place are to be told,
     behind: Option<u32>,
-    /// And then all, once more.
-    again: bool,
+    /// as far as this one if not to the end,
+    upto: Option<u32>,
+    /// and then once more those as far as this one: somebody left when they had been told.
+    again: Option<u32>,
     behinds: Pace,
 }
 
@@ -776,7 +780,8 @@ impl Default for Numbering {
             first: false,
             firsts: Pace::new(NUMBERING_SHARE),
             behind: None,
-            again: false,
+            upto: None,
+            again: None,
             behinds: Pace::new(NUMBERING_SHARE),
         }
     }
@@ -791,16 +796,20 @@ impl Numbering {
             self.first = false;
             match (told, self.behind) {
                 // Nobody behind them has another place than before.
-                (None, _) => (self.behind, self.again) = (None, false),
-                (last, None) => self.behind = last,
-                (Some(_), Some(_)) => self.again = true,
+                (None, _) => (self.behind, self.again) = (None, None),
+                (last, None) => (self.behind, self.upto) = (last, None),
+                (Some(_), reached) => (self.again, self.upto) = (reached, None),
             }
         }
         if let Some(behind) = self.behind
             && self.behinds.is_due()
         {
             let told = number(shared, behind, &mut self.behinds).await?;
-            self.behind = told.or_else(|| std::mem::take(&mut self.again).then_some(0));
+            self.behind = told.filter(|last| self.upto.is_none_or(|upto| *last < upto));
+            if self.behind.is_none() {
+                self.upto = self.again.take();
+                self.behind = self.upto.map(|_| 0);
+            }
         }
         Ok(())
     }
@@ -818,16 +827,14 @@ impl Numbering {
 /// Tells those behind that place theirs, so many at a time; the last of them, if there may be others.
 async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<u32>, StoreError> {
     let begun = Instant::now();
-    let now = shared.clock.now();
-    let numbered = shared.store.renumber_queue(behind, NUMBERED, now).await;
+    let (now, most) = (shared.clock.now(), behind.clamp(NUMBERED, NUMBERED_BEHIND));
+    let numbered = shared.store.renumber_queue(behind, most, now).await;
     pace.worked(begun);
     let numbered = numbered?;
     for record in &numbered {
         shared.hub.publish(record);
     }
-    let last = numbered
-        .last()
-        .filter(|_| numbered.len() == NUMBERED as usize);
+    let last = numbered.last().filter(|_| numbered.len() == most as usize);
     Ok(last.and_then(|record| record.queue_position))
 }
 

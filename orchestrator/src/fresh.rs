@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// By a name. What is older than its age is found out again; meanwhile others who want to know wait for that.
+/// By a name. What is older than its age is found out again, by one at a time; those who ask meanwhile share what is found out next,
+/// so that nobody is told what was so before they asked and that age.
 #[derive(Debug)]
 pub(crate) struct Fresh<T> {
     age: Duration,
@@ -31,6 +32,7 @@ impl<T: Clone> Fresh<T> {
         name: &str,
         find: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
+        let asked = Instant::now();
         let slot = {
             let mut known = self.known();
             match known.get(name) {
@@ -40,7 +42,7 @@ impl<T: Clone> Fresh<T> {
         };
         let mut slot = slot.lock().await;
         if let Some((at, value)) = &*slot
-            && at.elapsed() < self.age
+            && (*at >= asked || at.elapsed() < self.age)
         {
             return Ok(value.clone());
         }
@@ -74,5 +76,12 @@ mod tests {
         let old = Fresh::new(Duration::ZERO);
         assert_eq!(old.get("a", find).await, Ok(3));
         assert_eq!(old.get("a", find).await, Ok(4));
+        let slow = async || {
+            tokio::task::yield_now().await;
+            find().await
+        };
+        let (first, second, third) =
+            tokio::join!(old.get("a", slow), old.get("a", slow), old.get("a", slow));
+        assert_eq!((first, second, third), (Ok(5), Ok(6), Ok(6)));
     }
 }
