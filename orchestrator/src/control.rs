@@ -17,6 +17,7 @@ use crate::secret::Secrets;
 use crate::session::{Origin, Record, Wish};
 use crate::store::replicas::Replica;
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
+use crate::telemetry::Traces;
 use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
 use data_encoding::HEXLOWER;
@@ -102,6 +103,8 @@ pub struct Shared {
     pub hub: Hub,
     /// What is counted and measured.
     pub metrics: Metrics,
+    /// Where spans go.
+    pub traces: Traces,
     /// Whether it is alive.
     pub vitals: Vitals,
     /// Whether no new sessions are taken.
@@ -217,6 +220,7 @@ impl Shared {
             failpoints::after(|| record.commit());
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
+                self.traces.over(record, now);
                 if [before.get(), Some(&record.phase)].contains(&Some(&SessionPhase::Queued)) {
                     self.moved.store(true, Ordering::Release);
                 }
@@ -264,6 +268,7 @@ impl Control {
         secrets: Arc<Secrets>,
         clock: Clock,
         providers: Vec<Arc<dyn Provider>>,
+        traces: Traces,
     ) -> Result<Self, StoreError> {
         let stopping = CancellationToken::new();
         let me = Replica {
@@ -279,6 +284,7 @@ impl Control {
                 secrets,
                 hub: Hub::default(),
                 metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
+                traces,
                 vitals: Vitals::default(),
                 drain: Drain::open(&config.state_dir),
                 config,

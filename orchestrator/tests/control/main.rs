@@ -23,4 +23,5 @@ mod provider;
 mod receipt;
 mod restore;
 mod stuck;
+mod telemetry;
 mod words;
