@@ -237,7 +237,7 @@ impl Wire {
             .unwrap_or_else(PoisonError::into_inner);
         match failure {
             None if last.take().is_some() => {
-                info!(endpoint = self.endpoint, "traces are taken again")
+                info!(endpoint = self.endpoint, "traces are taken again");
             }
             None => {}
             Some(why) if last.is_none_or(|at| at.elapsed() >= QUIET) => {
@@ -623,4 +623,90 @@ fn child_of(parent: &SpanContext) -> SpanContext {
 fn session_in(path: &str) -> Option<SessionId> {
     let rest = path.strip_prefix("/api/v1/sessions/")?;
     rest.split('/').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_sdk::error::OTelSdkResult;
+
+    /// What was exported.
+    #[derive(Clone, Debug, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl opentelemetry_sdk::trace::SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    impl Kept {
+        fn traces(&self) -> Traces {
+            let spans = BatchSpanProcessor::builder(self.clone()).build();
+            let scope = InstrumentationScope::default();
+            Traces(Some(Arc::new(Exporting { spans, scope })))
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_are_part_of_their_operation_and_one_that_is_dropped_is_told() {
+        let (kept, clock, session) = (Kept::default(), Clock::default(), SessionId::new());
+        let (traces, name) = (kept.traces(), "desktop-0000001".parse().unwrap());
+        let work = async {
+            let refused = call("GET /version", async { Err::<(), _>("no such token") });
+            assert!(refused.await.is_err());
+            (Op::Create, Ok(()))
+        };
+        let whole = traces.operation(&clock, session, name, "simulated", Op::Create, work);
+        whole.await.1.unwrap();
+        let never = std::future::pending();
+        let dropped = traces.operation(&clock, session, name, "simulated", Op::Destroy, never);
+        let limited = tokio::time::timeout(Duration::from_millis(10), dropped);
+        assert!(limited.await.is_err());
+        // Of no operation: it has no span.
+        call("GET /nodes", async { Ok::<_, String>(()) })
+            .await
+            .unwrap();
+        traces.close(Duration::from_secs(60)).await;
+
+        let spans = kept.0.lock().unwrap();
+        let [called, create, destroy] = &spans[..] else {
+            panic!("{spans:?}");
+        };
+        assert_eq!((&*called.name, &*create.name), ("GET /version", "create"));
+        assert_eq!(called.parent_span_id, create.span_context.span_id());
+        assert_eq!(called.status, Status::error("no such token"));
+        assert_eq!(create.status, Status::Unset);
+        assert_eq!(destroy.status, Status::error("broken off"));
+        let root = root_of(session);
+        for span in [called, create, destroy] {
+            assert_eq!(span.span_context.trace_id(), root.trace_id());
+        }
+        for span in [create, destroy] {
+            assert_eq!(span.parent_span_id, root.span_id());
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_an_address_without_secrets() {
+        let wrong = |endpoint: &str| {
+            let config = TelemetryConfig {
+                otlp_endpoint: endpoint.to_owned(),
+                ..TelemetryConfig::default()
+            };
+            config.wrong()
+        };
+        for fine in ["", "http://127.0.0.1:4318", "https://tempo.example/otlp/"] {
+            assert_eq!(wrong(fine), None, "{fine}");
+        }
+        for (endpoint, said) in [
+            ("localhost:4318", "URL"),
+            ("ftp://a.example", "URL"),
+            ("http://a.example/?key=1", "URL"),
+            ("http://me:secret@a.example", "headers_file"),
+        ] {
+            assert!(wrong(endpoint).unwrap().contains(said), "{endpoint}");
+        }
+    }
 }

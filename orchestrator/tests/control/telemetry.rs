@@ -18,7 +18,8 @@ use prost::Message;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpSocket};
 
 /// What arrived.
 #[derive(Clone, Default)]
@@ -30,6 +31,10 @@ struct Collector {
 
 impl Collector {
     async fn open() -> (Self, String) {
+        Self::open_at(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn open_at(listener: TcpListener) -> (Self, String) {
         let collector = Self::default();
         let take = async |State(this): State<Self>, headers: HeaderMap, body: Bytes| {
             let key = headers.get("x-key").map(|v| v.to_str().unwrap().to_owned());
@@ -42,7 +47,6 @@ impl Collector {
         let router = Router::new()
             .route("/v1/traces", post(take))
             .with_state(collector.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         (collector, url)
@@ -214,16 +218,34 @@ async fn a_caller_s_trace_is_gone_on_with_if_it_is_one() {
 }
 
 #[tokio::test]
-async fn without_a_collector_sessions_go_on() {
-    // Nobody listens there.
-    let house = traced("http://127.0.0.1:9").await;
+async fn without_a_collector_sessions_go_on_and_with_one_again_they_are_told() {
+    // A port of our own on which nobody listens yet.
+    let place = TcpSocket::new_v4().unwrap();
+    place.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let house = traced(&format!("http://{}", place.local_addr().unwrap())).await;
     let (mine, _) = house.ready().await;
     house.client.destroy(mine.id, &mine.secret).await.unwrap();
     house.reaches(&mine, SessionPhase::Ended).await;
-    let begun = std::time::Instant::now();
+    // Spans leave every two seconds: by now some have failed to.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (collector, _) = Collector::open_at(place.listen(16).unwrap());
+    let (again, _) = house.ready().await;
+    collector.named(again.id, "probe").await;
+    house.client.destroy(again.id, &again.secret).await.unwrap();
+    house.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_holds_up_no_stop() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let house = traced(&format!("http://{}", silent.local_addr().unwrap())).await;
+    let (mine, _) = house.ready().await;
+    house.client.destroy(mine.id, &mine.secret).await.unwrap();
+    house.reaches(&mine, SessionPhase::Ended).await;
+    house.nothing_is_left().await;
+    let begun = Instant::now();
     house.traces.close(Duration::from_millis(100)).await;
     assert!(begun.elapsed() < Duration::from_secs(5));
-    house.nothing_is_left().await;
 }
 
 #[tokio::test]
