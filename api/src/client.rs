@@ -141,19 +141,14 @@ impl Client {
     ) -> Result<T, ClientError> {
         let response = self.send(request.timeout(Duration::from_secs(15))).await?;
         let status = response.status().as_u16();
-        response.json().await.map_err(|source| {
-            if source.is_decode() {
-                ClientError::NotAnOrchestrator {
-                    url: self.base.to_string(),
-                    status,
-                }
-            } else {
-                ClientError::Unreachable {
-                    url: self.base.to_string(),
-                    source,
-                }
-            }
-        })
+        let url = self.base.to_string();
+        // An answer that is cut off says nothing about who gave it.
+        let body = response.bytes().await;
+        let body = body.map_err(|source| ClientError::Unreachable {
+            url: url.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&body).map_err(|_| ClientError::NotAnOrchestrator { url, status })
     }
 
     fn session(

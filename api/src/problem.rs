@@ -40,6 +40,8 @@ pub enum ProblemCode {
     ShuttingDown,
     /// An administrator has the orchestrator give out no new desktops.
     Draining,
+    /// More requests at once than the orchestrator can take.
+    Overloaded,
     /// A fault in the orchestrator.
     Internal,
     /// A code that this version does not know.
@@ -91,6 +93,7 @@ impl Problem {
             C::CreateFailed => (502, "The desktop could not be made", true),
             C::TimedOut => (504, "It took too long", true),
             C::Draining => (503, "No new desktops are given out", true),
+            C::Overloaded => (503, "Too many requests at once", true),
             C::ShuttingDown => (503, "The orchestrator is stopping", true),
             C::Internal | C::Unknown => (500, "The orchestrator failed", true),
         };

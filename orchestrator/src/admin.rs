@@ -1,4 +1,5 @@
-//! What only an administrator of this machine may tell the running service: to drain, and what becomes of a desktop that is stuck.
+//! What only an administrator of this machine may tell the running service: to drain, what becomes of a desktop that is
+//! stuck, and to look for what nobody owns.
 //!
 //! It goes over a socket in the state folder, which nobody but root and the service's own user can open. There is no other way in:
 //! the API on loopback, which every user of the machine reaches, knows none of this.
@@ -8,8 +9,9 @@ use crate::control::{Control, Refused};
 use crate::desktop::{DesktopPhase, NotNow};
 use crate::drain::Rest;
 use crate::provider::absent;
+use crate::reaper::Report;
 use crate::store::Change;
-use crate::{list, receipt};
+use crate::{list, reaper, receipt};
 use anyhow::{Context, bail};
 use axum::extract::State;
 use axum::routing::{post, put};
@@ -18,6 +20,7 @@ use http::{Method, Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use mayfly_api::{DesktopName, Problem, ProblemCode, SessionId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -55,6 +58,12 @@ struct Resolve {
     how: Resolution,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Keeping {
+    desktop: DesktopName,
+    keep: bool,
+}
+
 /// Listens until the orchestrator stops.
 ///
 /// # Errors
@@ -81,6 +90,8 @@ pub async fn serve(control: Control, listener: UnixListener) {
     let router = Router::new()
         .route("/drain", put(drain))
         .route("/resolve", post(resolve))
+        .route("/reap", post(reap))
+        .route("/keep", post(keep))
         .with_state(control);
     tokio::select! {
         done = axum::serve(listener, router).into_future() => {
@@ -143,6 +154,10 @@ async fn resolve(
             };
             let provider = shared.provider(kind);
             let provider = provider.ok_or_else(|| unknown("its provider is not configured"))?;
+            let host = record.live_desktop().and_then(|d| d.host());
+            if provider.is_bound() && host != Some(shared.store.me()) {
+                return Err(unknown("it is on the machine of another orchestrator"));
+            }
             let there = provider.list().await;
             let there = there.map_err(|error| unknown(&error.to_string()))?;
             if there.contains(&desktop) {
@@ -169,6 +184,32 @@ async fn resolve(
     )))
 }
 
+async fn reap(State(control): State<Control>) -> Result<Json<Vec<Report>>, Refused> {
+    info!("an administrator has the reaper look");
+    // A pass goes on, whoever waits for it.
+    let pass = tokio::spawn(async move { reaper::pass(&control.shared).await });
+    let broke = |error| Refused::new(ProblemCode::Internal, format!("the pass broke: {error}"));
+    Ok(Json(pass.await.map_err(broke)?))
+}
+
+async fn keep(
+    State(control): State<Control>,
+    Json(Keeping { desktop, keep }): Json<Keeping>,
+) -> Result<Json<String>, Refused> {
+    let shared = &control.shared;
+    let at = keep.then(|| shared.clock.now());
+    if shared.store.keep_stray(desktop, at).await? == 0 {
+        let why = format!("{desktop} is none of those that nobody owns (mayfly-orchestrator list)");
+        return Err(Refused::new(ProblemCode::Conflict, why));
+    }
+    warn!(event = "reaper.kept", %desktop, keep, "an administrator has it kept, or not any more");
+    Ok(Json(if keep {
+        format!("{desktop} is kept, until you say --off")
+    } else {
+        format!("{desktop} is not kept any more")
+    }))
+}
+
 async fn commit(
     control: &Control,
     id: SessionId,
@@ -187,12 +228,12 @@ async fn commit(
 }
 
 /// Tells the running service, and returns what it says.
-async fn tell(
+async fn tell<T: DeserializeOwned>(
     config: &Config,
     path: &str,
     method: Method,
     body: Vec<u8>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<T> {
     let socket = socket(&config.state_dir);
     let stream = UnixStream::connect(&socket).await.with_context(|| {
         format!(
@@ -242,7 +283,7 @@ pub async fn drain_from_here(
     mut say: impl FnMut(&str),
 ) -> anyhow::Result<()> {
     let body = serde_json::to_vec(&Draining { rest })?;
-    say(&tell(config, "/drain", Method::PUT, body).await?);
+    say(&tell::<String>(config, "/drain", Method::PUT, body).await?);
     let mut told = None;
     while rest.is_some() {
         let left = list::lines(config, list::Which::All).await?;
@@ -274,4 +315,25 @@ pub async fn resolve_from_here(
 ) -> anyhow::Result<String> {
     let body = serde_json::to_vec(&Resolve { desktop, how })?;
     tell(config, "/resolve", Method::POST, body).await
+}
+
+/// `reap`: what the service did at once.
+///
+/// # Errors
+/// If the service cannot be told.
+pub async fn reap_from_here(config: &Config) -> anyhow::Result<Vec<Report>> {
+    tell(config, "/reap", Method::POST, Vec::new()).await
+}
+
+/// `keep`: what the service says.
+///
+/// # Errors
+/// If the service cannot be told, or refuses.
+pub async fn keep_from_here(
+    config: &Config,
+    desktop: DesktopName,
+    keep: bool,
+) -> anyhow::Result<String> {
+    let body = serde_json::to_vec(&Keeping { desktop, keep })?;
+    tell(config, "/keep", Method::POST, body).await
 }

@@ -129,6 +129,10 @@ pub struct Limits {
     /// A desktop whose machine runs and whose agent is silent this long ends; an agent that hears nothing this long, and
     /// sees nobody connected, powers its machine off.
     pub silence_s: u32,
+    /// The machine of an orchestrator that shares its database with others is lost so long after its lease, and the desktops on it are stuck.
+    pub host_lost_s: u32,
+    /// What no desktop owns is removed so long after it was seen for the second time. 0: at once.
+    pub quarantine_s: u32,
     /// So many desktops are made at a time.
     pub concurrent_creates: u32,
     /// So many desktops exist at a time; more sessions wait.
@@ -152,6 +156,8 @@ impl Default for Limits {
             connecting_timeout_s: 120,
             keep_failed_s: 0,
             silence_s: 600,
+            host_lost_s: 600,
+            quarantine_s: 60,
             concurrent_creates: 2,
             max_desktops: 10,
             max_queued: 100,
@@ -392,6 +398,7 @@ impl Config {
             ),
             ("limits.keep_failed_s", l.keep_failed_s, 0..=86_400),
             ("limits.silence_s", l.silence_s, 10..=86_400),
+            ("limits.quarantine_s", l.quarantine_s, 0..=86_400),
             ("limits.concurrent_creates", l.concurrent_creates, 1..=1_000),
             ("limits.max_desktops", l.max_desktops, 1..=60_000),
             ("limits.max_queued", l.max_queued, 0..=100_000),

@@ -2,19 +2,20 @@
 //!
 //! # Guarantees
 //! * A session that was accepted has a worker until it is over, also after a restart.
-//! * A machine that a provider lists and no live row owns is removed after two sightings.
 //! * Where an older copy of the database was put in its place, no machine that it does not know is removed while somebody may use it.
 
-use crate::clock::{Clock, after, between};
+use crate::clock::{Clock, after, between, s};
 use crate::config::{Config, Template};
 use crate::desktop::DesktopPhase;
 use crate::drain::{self, Drain};
-use crate::failpoints::{self, around};
-use crate::metrics::{Metrics, Reaped};
+use crate::fresh::Fresh;
+use crate::intake::{self, Intake};
+use crate::metrics::Metrics;
 use crate::provider::{Check, CheckStatus, Extra, MachineState, Provider};
+use crate::reaper;
 use crate::replica::{self, Tenure};
 use crate::secret::Secrets;
-use crate::session::{Origin, Record, Wish};
+use crate::session::{Expected, Origin, Record, Wish};
 use crate::store::replicas::Replica;
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
 use crate::telemetry::Traces;
@@ -33,21 +34,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 /// After a desktop found no room, others of its template are tried again this much later, or when one is gone.
 const FULL: Duration = Duration::from_secs(30);
+/// For so long a provider that could make desktops, and what they took, are not asked for again.
+const FRESH: Duration = Duration::from_secs(2);
+/// So many are told their new place in the queue at a time.
+const NUMBERED: u32 = 200;
+/// Giving places takes one part in so many of the time at most.
+const GIVING_SHARE: u32 = 2;
+/// Telling those who wait their places takes one part in so many of the time.
+const NUMBERING_SHARE: u32 = 10;
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
-/// Of the machines that a provider shows, one in so many is removed in one pass, and so many in any case.
-const REAPED_SHARE: usize = 5;
-const REAPED_ALWAYS: usize = 3;
-/// Pause between two passes of the reaper.
-const REAP: Duration = Duration::from_secs(30);
-/// A second look at what the first pass of a new process found.
-const FIRST_REAP: Duration = Duration::from_secs(2);
-/// Sessions that are over are kept this long, for history and estimates.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Who follows which session.
 #[derive(Debug, Default)]
@@ -74,6 +74,14 @@ impl Hub {
     pub(crate) fn wake_all(&self) {
         for sender in self.map().values() {
             sender.send_modify(|_| {});
+        }
+    }
+
+    /// Nobody follows it any more, or did it for what did not come to be.
+    pub(crate) fn leave(&self, id: SessionId) {
+        let mut map = self.map();
+        if map.get(&id).is_some_and(|s| s.receiver_count() == 0) {
+            map.remove(&id);
         }
     }
 
@@ -113,6 +121,12 @@ pub struct Shared {
     pub dispatch: Notify,
     /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
     moved: AtomicBool,
+    /// Takes sessions.
+    intake: Intake,
+    /// The templates whose desktops could be made a moment ago.
+    can_make: Fresh<()>,
+    /// What desktops of a template took lately.
+    expected: Fresh<Expected>,
     /// The orchestrator stops; machines go on.
     pub stopping: CancellationToken,
     /// Whether it may work, among others that share the database.
@@ -123,7 +137,9 @@ pub struct Shared {
     full: Mutex<HashMap<String, Timestamp>>,
     /// The providers that have shown all their machines to this process: before, a number that is free here may be taken there.
     shown: Mutex<HashSet<&'static str>>,
-    providers: BTreeMap<&'static str, Arc<dyn Provider>>,
+    /// One pass of the reaper at a time.
+    pub(crate) reaping: tokio::sync::Mutex<()>,
+    pub(crate) providers: BTreeMap<&'static str, Arc<dyn Provider>>,
 }
 
 impl Shared {
@@ -139,16 +155,25 @@ impl Shared {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The providers whose machines are on this one.
-    pub(crate) fn bound(&self) -> Vec<&'static str> {
+    /// Takes the sessions that nobody works for.
+    pub(crate) async fn take_over(&self) -> Result<Vec<SessionId>, StoreError> {
         let all = self.providers.values();
-        all.filter(|p| p.is_bound()).map(|p| p.kind()).collect()
+        let bound: Vec<_> = all.filter(|p| p.is_bound()).map(|p| p.kind()).collect();
+        let patience = s(self.config.limits.host_lost_s);
+        self.store.take_over(&bound, patience).await
     }
 
     /// Places are to be numbered anew: somebody left the queue, or who was to do that is no more.
     pub(crate) fn queue_moved(&self) {
         self.moved.store(true, Ordering::Release);
         self.dispatch.notify_one();
+    }
+
+    /// That provider has shown all its machines.
+    pub(crate) fn has_shown(&self, provider: &'static str) {
+        if self.shown().insert(provider) {
+            self.dispatch.notify_one();
+        }
     }
 
     /// There was no room for a desktop of that template: its sessions wait.
@@ -174,7 +199,7 @@ impl Shared {
     }
 
     /// No session that an older copy of the database does not know goes on after this.
-    fn spared_until(&self, restored: &Restored) -> Timestamp {
+    pub(crate) fn spared_until(&self, restored: &Restored) -> Timestamp {
         after(restored.at, self.config.limits.lifetime() + LIFETIME_MARGIN)
     }
 
@@ -208,19 +233,17 @@ impl Shared {
         let was = before.clone();
         let change = move |record: &mut Record| {
             let _ = was.set(record.phase);
-            let changed = change(record);
-            if changed != Change::Nothing {
-                failpoints::before(|| record.commit());
-            }
-            changed
+            change(record)
         };
         let done = self.store.update(id, now, Box::new(change)).await?;
         self.metrics.stored("update", begun.elapsed());
         if let Some((record, Change::Told | Change::Quiet)) = &done {
-            failpoints::after(|| record.commit());
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
                 self.traces.over(record, now);
+                if record.phase == SessionPhase::Ready {
+                    self.expected.forget();
+                }
                 if [before.get(), Some(&record.phase)].contains(&Some(&SessionPhase::Queued)) {
                     self.moved.store(true, Ordering::Release);
                 }
@@ -277,8 +300,12 @@ impl Control {
             installation: secrets.installation(),
         };
         let tenure = replica::join(&*store, &me, &stopping).await?;
+        let (intake, wishes) = Intake::new();
         let control = Self {
             shared: Arc::new(Shared {
+                intake,
+                can_make: Fresh::new(FRESH),
+                expected: Fresh::new(FRESH),
                 store,
                 clock,
                 secrets,
@@ -296,14 +323,15 @@ impl Control {
                 working: Mutex::default(),
                 full: Mutex::default(),
                 shown: Mutex::default(),
+                reaping: tokio::sync::Mutex::default(),
                 providers: providers.into_iter().map(|p| (p.kind(), p)).collect(),
             }),
             tasks: Arc::default(),
         };
         let now = control.shared.clock.now();
         let restored = control.shared.store.resume(None, now).await?;
-        let (bound, store) = (control.shared.bound(), &control.shared.store);
-        store.take_over(&bound, replica::HOST_LOST).await?;
+        let store = &control.shared.store;
+        control.shared.take_over().await?;
         let mine = |record: &Record| record.owner.as_ref() == Some(store.me());
         let mut live = store.live().await?;
         live.retain(mine);
@@ -328,8 +356,9 @@ impl Control {
                 None => control.work_for(record.id),
             }
         }
+        control.spawn(intake::work(control.clone(), wishes));
         control.spawn(dispatch(control.clone()));
-        control.spawn(reap(control.shared.clone()));
+        control.spawn(reaper::run(control.shared.clone()));
         control.spawn(replica::live(control.clone(), me));
         Ok(control)
     }
@@ -342,13 +371,22 @@ impl Control {
 
     /// Has it worked for, by one worker, for as long as it is this orchestrator's.
     pub(crate) fn work_for(&self, id: SessionId) {
+        self.work_for_a(id, None);
+    }
+
+    /// The same for a session that was just accepted, followed since before that.
+    pub(crate) fn work_for_new(&self, record: Record, changes: watch::Receiver<u64>) {
+        self.work_for_a(record.id, Some((record, changes)));
+    }
+
+    fn work_for_a(&self, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
         match self.shared.working().entry(id) {
             Entry::Occupied(mut working) => {
                 working.insert(true);
             }
             Entry::Vacant(free) => {
                 free.insert(false);
-                self.spawn(work(self.shared.clone(), id));
+                self.spawn(work(self.shared.clone(), id, new));
             }
         }
     }
@@ -387,38 +425,40 @@ impl Control {
             )),
         });
         let shared = &self.shared;
-        // A repeated request is answered as the first was, even if desktops could not be made now.
-        if let Some(key) = &idempotency
-            && let Some(before) = shared.store.accepted_before(key).await?
-        {
-            return answer(before);
+        if let Err(refused) = self.takes(&wish).await {
+            // A repeated request is answered as the first was, even if desktops could not be made now.
+            if let Some(key) = &idempotency
+                && let Some(before) = shared.store.accepted_before(key).await?
+            {
+                return answer(before);
+            }
+            return Err(refused);
         }
-        if shared.stopping.is_cancelled() {
+        let known = shared.expected.get(&wish.template, async || {
+            let (template, provider) = (&wish.template, &wish.provider);
+            shared.store.expected(template, provider).await
+        });
+        let expected = known.await?;
+        let limits = &shared.config.limits;
+        let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
+        answer(shared.intake.accept(record, idempotency).await?)
+    }
+
+    /// Refuses at once what cannot be had now.
+    async fn takes(&self, wish: &Wish) -> Result<(), Refused> {
+        if self.shared.stopping.is_cancelled() {
             return Err(Refused::new(
                 ProblemCode::ShuttingDown,
                 "the orchestrator is stopping; ask again when it is back",
             ));
         }
-        if shared.drain.get().is_some() {
+        if self.shared.drain.get().is_some() {
             return Err(drain::problem().into());
         }
-        self.can_make(&wish).await?;
-        let expected = shared
-            .store
-            .expected(&wish.template, &wish.provider)
-            .await?;
-        let limits = &shared.config.limits;
-        let record = Record::accepted(SessionId::new(), wish, expected, limits, shared.clock.now());
-        let begun = Instant::now();
-        let accepted = shared.store.accept(record, idempotency, limits.max_queued);
-        let accepted = around("commit accept", accepted).await?;
-        shared.metrics.stored("accept", begun.elapsed());
-        if let Accepted::New(record) = &accepted {
-            info!(session = %record.id, user = record.wish.user, template = record.wish.template, "accepted");
-            self.work_for(record.id);
-            shared.dispatch.notify_one();
-        }
-        answer(accepted)
+        let can_make = &self.shared.can_make;
+        can_make
+            .get(&wish.template, async || self.can_make(wish).await)
+            .await
     }
 
     fn wish(&self, origin: Origin, request: &CreateSession) -> Result<Wish, Refused> {
@@ -625,7 +665,7 @@ fn is_keyboard(layout: &str) -> bool {
 }
 
 /// Works for a session until it is over, or another's.
-async fn work(shared: Arc<Shared>, id: SessionId) {
+async fn work(shared: Arc<Shared>, id: SessionId, mut new: Option<(Record, watch::Receiver<u64>)>) {
     /// However it ends: the next who is asked to work for it can.
     struct Working<'a>(&'a Shared, SessionId);
     impl Drop for Working<'_> {
@@ -635,7 +675,7 @@ async fn work(shared: Arc<Shared>, id: SessionId) {
     }
     let working = Working(&shared, id);
     loop {
-        crate::worker::run(shared.clone(), id).await;
+        crate::worker::run(shared.clone(), id, new.take()).await;
         let mut all = shared.working();
         match all.get_mut(&id) {
             Some(again) if *again => *again = false,
@@ -651,16 +691,27 @@ async fn work(shared: Arc<Shared>, id: SessionId) {
 /// Gives free places to those who wait longest, and tells the others where they stand.
 async fn dispatch(control: Control) {
     let shared = &control.shared;
+    let mut numbering = Numbering::default();
+    let mut giving = Pace::new(GIVING_SHARE);
     loop {
-        match give_places(&control).await {
-            Ok(()) => {}
-            Err(error) => error!(%error, "the queue could not be worked on"),
+        let done = async {
+            let begun = Instant::now();
+            give_places(&control).await?;
+            giving.worked(begun);
+            numbering.work(shared).await
+        };
+        if let Err(error) = done.await {
+            error!(%error, "the queue could not be worked on");
         }
         shared.vitals.dispatched();
+        let woken = async {
+            shared.dispatch.notified().await;
+            tokio::time::sleep_until(giving.again.into()).await;
+        };
         tokio::select! {
             () = shared.stopping.cancelled() => return,
-            () = shared.dispatch.notified() => {}
-            () = tokio::time::sleep(DISPATCH) => {}
+            () = woken => {}
+            () = tokio::time::sleep(numbering.pause()) => {}
         }
     }
 }
@@ -678,134 +729,112 @@ async fn give_places(control: &Control) -> Result<(), StoreError> {
         let planned = shared.store.plan_next(limits, &full, now).await?;
         shared.metrics.stored("plan", begun.elapsed());
         let Some(record) = planned else {
-            break;
+            return Ok(());
         };
-        failpoints::after(|| record.commit());
         shared.moved.store(true, Ordering::Release);
         shared.hub.publish(&record);
         // It may have been another's until now.
         control.work_for(record.id);
     }
-    // Not for each who comes: that would look at all who wait, again and again.
-    if shared.moved.swap(false, Ordering::AcqRel) {
-        let renumbered = shared.store.renumber_queue(shared.clock.now()).await;
-        if renumbered.is_err() {
-            shared.moved.store(true, Ordering::Release);
-        }
-        for record in renumbered? {
-            shared.hub.publish(&record);
-        }
-    }
     Ok(())
 }
 
-/// Removes machines that nobody owns, and forgets what was over long ago.
-async fn reap(shared: Arc<Shared>) {
-    let mut suspects: HashMap<&'static str, HashSet<DesktopName>> = HashMap::new();
-    let mut pause = FIRST_REAP;
-    loop {
-        for (kind, provider) in &shared.providers {
-            let suspects = suspects.entry(kind).or_default();
-            if let Err(error) = reap_from(&shared, provider, suspects).await {
-                shared.metrics.provider_failed(kind, "list");
-                warn!(provider = kind, error = %format!("{error:#}"), "not looked for machines without owner");
-            }
-        }
-        let now = shared.clock.now();
-        if let Ok(before) = now.checked_sub(KEPT) {
-            match shared.store.forget(before).await {
-                Ok(0) => {}
-                Ok(sessions) => debug!(sessions, "forgotten"),
-                Err(error) => warn!(%error, "old sessions were not forgotten"),
-            }
-        }
-        tokio::select! {
-            () = shared.stopping.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = REAP;
+/// Work that takes at most a share of the time: the first at once, and then the later the longer it took.
+#[derive(Debug)]
+struct Pace {
+    share: u32,
+    again: Instant,
+}
+
+impl Pace {
+    fn new(share: u32) -> Self {
+        let again = Instant::now();
+        Self { share, again }
+    }
+
+    fn is_due(&self) -> bool {
+        self.again <= Instant::now()
+    }
+
+    fn worked(&mut self, begun: Instant) {
+        let now = Instant::now();
+        self.again = now + (now - begun) * (self.share - 1);
     }
 }
 
-async fn reap_from(
-    shared: &Shared,
-    provider: &Arc<dyn Provider>,
-    suspects: &mut HashSet<DesktopName>,
-) -> anyhow::Result<()> {
-    // In this order: a machine that is made in between is in neither or in both.
-    let there = around("list", provider.list()).await?;
-    let seen = there.iter().max().copied();
-    let restored = shared.store.resume(seen, shared.clock.now()).await?;
-    if shared.shown().insert(provider.kind()) {
-        shared.dispatch.notify_one();
-    }
-    // Of every provider: what one shows may be part of another's desktop, such as an account.
-    let owned: HashSet<_> = shared.store.desktops().await?.into_iter().collect();
-    let most = (there.len() / REAPED_SHARE).max(REAPED_ALWAYS);
-    let there_are = there.len();
-    let mut unowned: HashSet<_> = there.into_iter().filter(|n| !owned.contains(n)).collect();
-    if let Some(restored) = restored {
-        spare(shared, &**provider, &restored, &mut unowned).await;
-    }
-    let (again, new): (Vec<_>, Vec<_>) = unowned.into_iter().partition(|n| suspects.contains(n));
-    let (metrics, kind) = (&shared.metrics, provider.kind());
-    metrics.reaped(kind, Reaped::Found, new.len());
-    *suspects = new.into_iter().collect();
-    if again.len() > most {
-        metrics.reaped(kind, Reaped::HeldBack, again.len() - most);
-        error!(
-            provider = kind,
-            unowned = again.len(),
-            all = there_are,
-            "so many machines without owner may be a mistake about who owns them: {most} of them are removed now, the others later"
-        );
-        suspects.extend(again.iter().skip(most).copied());
-    }
-    for name in again.into_iter().take(most) {
-        warn!(desktop = %name, "nobody owns it; removing it");
-        match around("reap", provider.destroy(name)).await {
-            Ok(_) => metrics.reaped(kind, Reaped::Removed, 1),
-            Err(error) => {
-                metrics.provider_failed(kind, "destroy");
-                error!(desktop = %name, %error, "a machine that nobody owns could not be removed");
-                suspects.insert(name);
-            }
-        }
-    }
-    Ok(())
+/// Tells those who wait their places when somebody left the queue: the first of them soon, all of them by and by. However many leave,
+/// others who use the store do not wait for that.
+#[derive(Debug)]
+struct Numbering {
+    /// The first are to be told.
+    first: bool,
+    firsts: Pace,
+    /// Those behind this place are to be told.
+    behind: Option<u32>,
+    /// And then all, once more.
+    again: bool,
+    behinds: Pace,
 }
 
-/// Leaves machines alone that the database may have owned before an older copy was put in its place, as long as they run and a
-/// session that has one may go on. Nobody works for them: a person can use theirs to its end; then its agent switches it off.
-async fn spare(
-    shared: &Shared,
-    provider: &dyn Provider,
-    restored: &Restored,
-    unowned: &mut HashSet<DesktopName>,
-) {
-    if shared.clock.now() >= shared.spared_until(restored) {
-        return;
-    }
-    let mut spared = Vec::new();
-    for name in unowned.iter().copied().filter(|n| restored.left_out(*n)) {
-        // One that nobody can tell about is spared as well.
-        if !matches!(
-            provider.state(name).await,
-            Ok(MachineState::Dead { .. } | MachineState::Absent)
-        ) {
-            spared.push(name);
+impl Default for Numbering {
+    fn default() -> Self {
+        Self {
+            first: false,
+            firsts: Pace::new(NUMBERING_SHARE),
+            behind: None,
+            again: false,
+            behinds: Pace::new(NUMBERING_SHARE),
         }
     }
-    unowned.retain(|name| !spared.contains(name));
-    if !spared.is_empty() {
-        let names: Vec<_> = spared.iter().map(ToString::to_string).collect();
-        warn!(
-            provider = provider.kind(),
-            machines = names.join(" "),
-            until = %shared.spared_until(restored),
-            "the database is an older copy that does not know these machines; they are left alone while they run"
-        );
+}
+
+impl Numbering {
+    async fn work(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        // Not for each who comes: they were told theirs.
+        self.first |= shared.moved.swap(false, Ordering::AcqRel);
+        if self.first && self.firsts.is_due() {
+            let told = number(shared, 0, &mut self.firsts).await?;
+            self.first = false;
+            match (told, self.behind) {
+                // Nobody behind them has another place than before.
+                (None, _) => (self.behind, self.again) = (None, false),
+                (last, None) => self.behind = last,
+                (Some(_), Some(_)) => self.again = true,
+            }
+        }
+        if let Some(behind) = self.behind
+            && self.behinds.is_due()
+        {
+            let told = number(shared, behind, &mut self.behinds).await?;
+            self.behind = told.or_else(|| std::mem::take(&mut self.again).then_some(0));
+        }
+        Ok(())
     }
+
+    /// Until there is more to do, as far as is known.
+    fn pause(&self) -> Duration {
+        let first = self.first.then_some(self.firsts.again);
+        let behind = self.behind.map(|_| self.behinds.again);
+        let next = first.into_iter().chain(behind).min();
+        let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
+        pause.map_or(DISPATCH, |pause| pause.min(DISPATCH))
+    }
+}
+
+/// Tells those behind that place theirs, so many at a time; the last of them, if there may be others.
+async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<u32>, StoreError> {
+    let begun = Instant::now();
+    let now = shared.clock.now();
+    let numbered = shared.store.renumber_queue(behind, NUMBERED, now).await;
+    pace.worked(begun);
+    let numbered = numbered?;
+    for record in &numbered {
+        shared.hub.publish(record);
+    }
+    let last = numbered
+        .last()
+        .filter(|_| numbered.len() == NUMBERED as usize);
+    Ok(last.and_then(|record| record.queue_position))
 }
 
 /// A desktop that the copy knows as being made.
@@ -816,7 +845,7 @@ fn doubtful(record: &Record, restored: &Restored) -> Option<DesktopName> {
 }
 
 /// Works for a session whose desktop was being made when the database was copied: since then somebody may have got it, and would lose
-/// it if it were made anew. It is left alone as [`spare`] leaves others.
+/// it if it were made anew. It is left alone as [`reaper`] leaves others.
 async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: Timestamp) {
     let Some(provider) = shared.provider(&record.wish.provider) else {
         return;
@@ -828,7 +857,7 @@ async fn work_later(shared: &Shared, record: &Record, name: DesktopName, until: 
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = shared.clock.sleep_until(Some(until)) => {}
-            () = tokio::time::sleep(REAP) => {}
+            () = tokio::time::sleep(reaper::PAUSE) => {}
         }
     }
 }

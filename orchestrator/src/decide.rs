@@ -1,7 +1,8 @@
 //! What to do next for one session: a pure function of what is committed, what this process saw, and the time.
 //!
-//! # Guarantees (property tests below)
+//! # Guarantees (property test: `decide/world.rs`)
 //! * A machine that may exist belongs to a desktop whose session this function goes on working for until it is gone.
+//! * A removal that does not end is given up and begun again, as one that failed.
 //! * Nothing is asked of a machine whose desktop is being removed, except its removal.
 //! * A person whose agent is merely silent is not thrown out: ends that rest on "nobody is connected" need fresh evidence,
 //!   until [`Limits::silence_s`] has passed.
@@ -18,6 +19,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_secs(15);
 /// A create under way when its session is cancelled gets this long to end by itself.
 const CREATE_GRACE: Duration = Duration::from_secs(10);
+/// A removal that has not ended by then has failed.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(600);
 /// After so many failed removals a desktop is stuck.
 const REMOVAL_ATTEMPTS: u32 = 8;
 /// A stuck desktop is tried again after this, then twice as late each time, an hour at most.
@@ -122,6 +125,8 @@ pub struct Facts {
     pub since: Timestamp,
     /// The operation under way.
     pub busy: Option<Op>,
+    /// Since when.
+    pub busy_since: Timestamp,
     /// What was reached.
     pub progress: Progress,
     /// What the agent announced.
@@ -156,6 +161,7 @@ impl Facts {
             name,
             since,
             busy: None,
+            busy_since: since,
             progress: Progress::Untouched,
             announced: None,
             failed: None,
@@ -168,6 +174,37 @@ impl Facts {
             removal_failed: None,
             removed: false,
             warned: 0,
+        }
+    }
+
+    /// An operation begins.
+    pub fn begin(&mut self, op: Op, now: Timestamp) {
+        self.busy = Some(op);
+        self.busy_since = now;
+    }
+
+    /// The operation under way is abandoned. A removal has failed by that.
+    pub fn abandon(&mut self, now: Timestamp) {
+        if self.busy.take() == Some(Op::Destroy) {
+            let why = format!("it had not ended after {} s", REMOVAL_LIMIT.as_secs());
+            self.done(Op::Destroy, Err(Failed::InTheWay(why)), now);
+        }
+    }
+
+    /// The operation under way ended.
+    pub fn done(&mut self, op: Op, result: Result<(), Failed>, now: Timestamp) {
+        self.busy = None;
+        match (op, result) {
+            (Op::Create | Op::Adopt, Ok(())) => self.progress = Progress::Made,
+            (Op::Bootstrap, Ok(())) => self.progress = Progress::Bootstrapped,
+            (Op::Probe, Ok(())) => self.progress = Progress::Proved,
+            (Op::Destroy, Ok(())) => self.removed = true,
+            (Op::Destroy, Err(failed)) => {
+                self.removals_failed += 1;
+                self.removal_failed = Some((now, failed.reason().to_owned()));
+            }
+            (Op::Adopt, Err(_)) => self.not_adopted = true,
+            (_, Err(failed)) => self.failed = Some(failed),
         }
     }
 }
@@ -310,7 +347,13 @@ fn remove(desktop: &Desktop, facts: &Facts, now: Timestamp) -> Action {
         return Action::Gone;
     }
     match facts.busy {
-        Some(Op::Destroy) => return Action::Wait(None),
+        Some(Op::Destroy) => {
+            let end = after(facts.busy_since, REMOVAL_LIMIT);
+            if now < end {
+                return Action::Wait(Some(end));
+            }
+            return Action::Abandon;
+        }
         // Cut in the middle, a create may still have effects in flight: let it end, within a bound.
         Some(Op::Create) if !facts.followed => {
             let end = after(desktop.destroying_at().unwrap_or(now), CREATE_GRACE);
@@ -507,3 +550,5 @@ fn watch(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;

@@ -1,12 +1,15 @@
 //! `doctor`: what is missing before desktops can be made, and what to do about it.
 
 use crate::ansible;
+use crate::clock::between;
 use crate::config::{Config, ProviderKind};
 use crate::domain;
 use crate::provider::terraform;
 use crate::provider::{Check, CheckStatus};
 use crate::serve::{open_local_providers, open_store};
+use jiff::Timestamp;
 use std::net::TcpListener;
+use std::time::Duration;
 
 /// Looks at everything that can be looked at without starting.
 pub async fn examine(config: &Config) -> Vec<Check> {
@@ -78,15 +81,37 @@ fn check(name: &str, status: CheckStatus, detail: String) -> Check {
     }
 }
 
+/// Orchestrators whose clocks differ by more end each other's sessions at the wrong time.
+const SKEW: Duration = Duration::from_secs(5);
+
 async fn store(config: &Config) -> Check {
-    match open_store(config).await {
-        Ok(store) => {
-            store.close().await;
-            let detail = "PostgreSQL answers, and its schema is not older than this program";
-            check("store", CheckStatus::Ok, detail.to_owned())
-        }
-        Err(error) => check("store", CheckStatus::Error, format!("{error:#}")),
+    let found = async {
+        let store = open_store(config).await?;
+        let (living, clock) = (store.living().await?, store.clock().await?);
+        store.close().await;
+        anyhow::Ok((living, clock))
+    };
+    let (living, clock) = match found.await {
+        Ok(found) => found,
+        Err(error) => return check("store", CheckStatus::Error, format!("{error:#}")),
+    };
+    let now = Timestamp::now();
+    let skew = clock.map_or(Duration::ZERO, |clock| {
+        between(clock, now).max(between(now, clock))
+    });
+    if skew > SKEW {
+        let detail = format!(
+            "the clock of the database differs by {} s from this machine's; have both set by NTP",
+            skew.as_secs()
+        );
+        return check("store", CheckStatus::Warning, detail);
     }
+    let mut detail = "PostgreSQL answers, and its schema is not older than this program".to_owned();
+    if !living.is_empty() {
+        let names: Vec<_> = living.into_iter().map(|replica| replica.name).collect();
+        detail += &format!("; in use by {}", names.join(", "));
+    }
+    check("store", CheckStatus::Ok, detail)
 }
 
 fn listen(config: &Config) -> Check {

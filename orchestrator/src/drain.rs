@@ -7,6 +7,7 @@
 
 use crate::control::Shared;
 use crate::desktop::NotNow;
+use crate::failpoints;
 use crate::store::{Change, StoreError};
 use mayfly_api::{EndReason, Problem, ProblemCode, SessionPhase};
 use serde::{Deserialize, Serialize};
@@ -67,14 +68,17 @@ impl Drain {
     /// If that cannot be written down; then nothing changes.
     pub fn set(&self, rest: Option<Rest>) -> std::io::Result<()> {
         let mut now = self.lock();
-        match rest {
-            Some(Rest::Wait) => std::fs::write(&self.file, "wait\n")?,
-            Some(Rest::End) => std::fs::write(&self.file, "end\n")?,
-            None => match std::fs::remove_file(&self.file) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
+        failpoints::between(
+            || "drain".to_owned(),
+            || match rest {
+                Some(Rest::Wait) => std::fs::write(&self.file, "wait\n"),
+                Some(Rest::End) => std::fs::write(&self.file, "end\n"),
+                None => match std::fs::remove_file(&self.file) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                },
             },
-        }
+        )?;
         *now = rest;
         Ok(())
     }

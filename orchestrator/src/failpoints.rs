@@ -88,6 +88,14 @@ pub(crate) async fn around<T>(call: &str, outcome: impl Future<Output = T>) -> T
     outcome
 }
 
+/// Makes a call that waits for nobody, between the points `before` and `after` it.
+pub(crate) fn between<T>(call: impl Fn() -> String, make: impl FnOnce() -> T) -> T {
+    before(&call);
+    let outcome = make();
+    after(&call);
+    outcome
+}
+
 /// Has each step of a provider's create or destroy be a point.
 pub(crate) fn steps() -> Steps {
     Arc::new(|step| {

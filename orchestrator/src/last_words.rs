@@ -14,7 +14,6 @@ use crate::clock::after;
 use crate::config::Config;
 use crate::control::Shared;
 use crate::decide::{Facts, Failed, Progress};
-use crate::failpoints::around;
 use crate::provider::{Provider, Section};
 use crate::serve;
 use crate::session::Record;
@@ -82,7 +81,7 @@ pub async fn keep(
         at: shared.clock.now(),
         text,
     };
-    match around("commit words", shared.store.keep(&kept)).await {
+    match shared.store.keep(&kept).await {
         Ok(()) => {
             warn!(%session, desktop = %name, "it failed; to read what it left: mayfly-orchestrator logs {session}");
         }

@@ -1,7 +1,8 @@
-//! The sessions that are not over, and their desktops, for an administrator. Reads the database that a service may be using.
+//! The sessions that are not over, and their desktops, and what no desktop owns, for an administrator. Reads the database that a service may be using.
 
 use crate::config::Config;
 use crate::desktop::{Desktop, DesktopPhase};
+use crate::reaper;
 use crate::serve;
 use crate::session::Record;
 
@@ -24,6 +25,16 @@ pub async fn lines(config: &Config, which: Which) -> anyhow::Result<Vec<String>>
         which == Which::All || record.desktop_phase() == Some(DesktopPhase::Stuck)
     };
     Ok(live.iter().filter(wanted).map(line).collect())
+}
+
+/// One line for everything that no desktop owns; what is over as well, if all is asked for.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn strays(config: &Config, all: bool) -> anyhow::Result<Vec<String>> {
+    let strays = serve::read_store(config, async |store| store.strays().await).await?;
+    let quarantine = crate::clock::s(config.limits.quarantine_s);
+    Ok(reaper::lines(&strays, all, quarantine))
 }
 
 fn line(record: &Record) -> String {

@@ -10,7 +10,7 @@ use mayfly_orchestrator::list::{self, Which};
 use mayfly_orchestrator::provider::CheckStatus;
 use mayfly_orchestrator::provider::qemu::uplink;
 use mayfly_orchestrator::store::words::Whose;
-use mayfly_orchestrator::{doctor, image, last_words, receipt, serve, supervise, systemd};
+use mayfly_orchestrator::{doctor, image, last_words, reaper, receipt, serve, supervise, systemd};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,12 +39,16 @@ enum Command {
     Logs(AboutCommand),
     /// Shows what was checked to be gone when a desktop was removed, by whom, and when
     Receipt(AboutCommand),
-    /// Shows the sessions that are not over, with their desktops
+    /// Shows the sessions that are not over, with their desktops, and what no desktop owns
     List(ListCommand),
     /// Takes no new sessions, says what is left, and if you like waits for it
     Drain(DrainCommand),
     /// Says what becomes of a desktop that could not be removed
     Resolve(ResolveCommand),
+    /// Looks at once for what no desktop owns, and says what was found, put into quarantine, removed or held back
+    Reap(ReapCommand),
+    /// Keeps what no desktop owns from being removed
+    Keep(KeepCommand),
     /// Desktop images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -117,6 +121,29 @@ struct ListCommand {
     /// Only those whose desktop could not be removed, with the reason
     #[arg(long)]
     stuck: bool,
+    /// Only what no desktop owns or, in the last week, owned, and what became of it
+    #[arg(long, conflicts_with = "stuck")]
+    strays: bool,
+}
+
+#[derive(Args)]
+struct ReapCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// As a JSON array, one report for each provider
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct KeepCommand {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The name that it has
+    desktop: DesktopName,
+    /// Does not keep it any more
+    #[arg(long)]
+    off: bool,
 }
 
 #[derive(Args)]
@@ -188,15 +215,32 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::List(command) => {
             let config = Config::load(command.file.config.as_deref())?;
-            let which = if command.stuck {
-                Which::Stuck
+            let lines = runtime()?.block_on(async {
+                Ok::<_, anyhow::Error>(match (command.stuck, command.strays) {
+                    (true, _) => list::lines(&config, Which::Stuck).await?,
+                    (_, true) => list::strays(&config, true).await?,
+                    _ => {
+                        let sessions = list::lines(&config, Which::All).await?;
+                        [sessions, list::strays(&config, false).await?].concat()
+                    }
+                })
+            });
+            lines?.iter().for_each(|line| say(line));
+        }
+        Command::Reap(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let reports = runtime()?.block_on(admin::reap_from_here(&config))?;
+            let text = if command.json {
+                format!("{}\n", serde_json::to_string_pretty(&reports)?)
             } else {
-                Which::All
+                reaper::told(&reports)
             };
-            runtime()?
-                .block_on(list::lines(&config, which))?
-                .iter()
-                .for_each(|line| say(line));
+            std::io::stdout().write_all(text.as_bytes())?;
+        }
+        Command::Keep(command) => {
+            let config = Config::load(command.file.config.as_deref())?;
+            let said = admin::keep_from_here(&config, command.desktop, !command.off);
+            say(&runtime()?.block_on(said)?);
         }
         Command::Drain(command) => {
             let config = Config::load(command.file.config.as_deref())?;

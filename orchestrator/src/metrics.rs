@@ -54,11 +54,30 @@ type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram
 pub enum Reaped {
     /// Seen for the first time.
     Found,
+    /// Seen for the second time: in quarantine.
+    Quarantined,
+    /// Owned after all, or left to whoever may have it.
+    Released,
+    /// Not there any more, without our doing.
+    Vanished,
     /// Removed.
     Removed,
+    /// Not removed, though that was tried.
+    Failed,
     /// Left for another pass: so many may be a mistake.
     HeldBack,
 }
+
+/// How each of these is called, and in words.
+const REAPED: [(&str, &str); 7] = [
+    ("reaper_found", "first seen"),
+    ("reaper_quarantined", "put into quarantine"),
+    ("reaper_released", "owned after all"),
+    ("reaper_vanished", "not there any more"),
+    ("reaper_removed", "removed"),
+    ("reaper_failed", "that could not be removed"),
+    ("reaper_held_back", "left for another pass"),
+];
 
 /// See the module.
 pub struct Metrics {
@@ -72,7 +91,7 @@ pub struct Metrics {
     ready: Histograms<1>,
     ended: Counters<1>,
     provider_errors: Counters<2>,
-    reaper: [Counters<1>; 3],
+    reaper: [Counters<1>; REAPED.len()],
     takeovers: Counter,
     http: Counters<3>,
     store: Histograms<1>,
@@ -137,11 +156,7 @@ impl Metrics {
         registry.register("sessions_ended", of, m.ended.clone());
         let of = "Operations that a provider could not do";
         registry.register("provider_errors", of, m.provider_errors.clone());
-        for (name, of, family) in [
-            ("reaper_found", "first seen", &m.reaper[0]),
-            ("reaper_removed", "removed", &m.reaper[1]),
-            ("reaper_held_back", "left for another pass", &m.reaper[2]),
-        ] {
+        for ((name, of), family) in REAPED.into_iter().zip(&m.reaper) {
             let of = format!("Machines without owner, {of}");
             registry.register(name, of, family.clone());
         }
@@ -223,13 +238,8 @@ impl Metrics {
 
     /// So many machines without owner.
     pub fn reaped(&self, provider: &str, what: Reaped, machines: usize) {
-        let family = match what {
-            Reaped::Found => &self.reaper[0],
-            Reaped::Removed => &self.reaper[1],
-            Reaped::HeldBack => &self.reaper[2],
-        };
         let machines = u64::try_from(machines).unwrap_or(u64::MAX);
-        family
+        self.reaper[what as usize]
             .get_or_create(&[("provider", provider.to_owned())])
             .inc_by(machines);
     }

@@ -4,7 +4,8 @@
 //! * Nobody works here once the lease may be over as the database counts it: it is counted from before it was asked for, on a clock
 //!   that goes on while the machine is suspended or the process stopped, and ends [`MARGIN`] early.
 //! * What an orchestrator that died was working on goes on elsewhere within [`LEASE`] and two [`RENEW`]; that of one that was
-//!   stopped, within one [`RENEW`]. A desktop on its own machine waits for it for [`HOST_LOST`].
+//!   stopped, within one [`RENEW`]. A desktop on its own machine waits for it
+//!   ([`Limits::host_lost_s`](crate::config::Limits)).
 
 use crate::control::Control;
 use crate::store::StoreError;
@@ -27,8 +28,6 @@ pub const LEASE: Duration = Duration::from_secs(20);
 pub const RENEW: Duration = Duration::from_secs(5);
 /// Work stops so long before the lease is over.
 pub const MARGIN: Duration = Duration::from_secs(4);
-/// A machine with desktops whose orchestrator was not seen for so long is lost: a restart or an upgrade takes less.
-pub const HOST_LOST: Duration = Duration::from_secs(600);
 /// A database that does not answer for so long is asked anew.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -162,7 +161,7 @@ async fn hear(control: &Control, mut changed: mpsc::Receiver<Changed>) {
             Changed::Any => control.shared.hub.wake_all(),
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Stops work in time.
@@ -197,9 +196,7 @@ async fn renew(control: &Control, me: &Replica) {
                     info!("the database is there again: going on with what nobody else took");
                     resume(control).await;
                 }
-                let bound = shared.bound();
-                let taken = shared.store.take_over(&bound, HOST_LOST);
-                match timeout(PATIENCE, taken).await {
+                match timeout(PATIENCE, shared.take_over()).await {
                     Ok(Ok(taken)) => take_up(control, taken),
                     Ok(Err(error)) => warn!(%error, "nothing was taken over"),
                     Err(_) => {}

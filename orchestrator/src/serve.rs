@@ -16,6 +16,7 @@ use crate::http;
 use crate::provider::Provider;
 use crate::provider::qemu::Qemu;
 use crate::provider::simulated::Simulated;
+use crate::provider::site::Site;
 use crate::provider::terraform::{self, Terraform};
 use crate::replica;
 use crate::secret::{self, Secrets};
@@ -27,6 +28,7 @@ use crate::telemetry::Traces;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
@@ -52,6 +54,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Asked for before anything exists, so that a signal that comes early is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    if let Err(error) = allow_many_files() {
+        warn!(%error, "so many streams of events as the soft limit of open files leaves can be followed");
+    }
     let _lock = own(&config.state_dir)?;
     let secrets = Arc::new(Secrets::open(&config.state_dir.join("secret.key"))?);
     let store = open_store(&config).await?;
@@ -119,6 +124,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     traces.close(LAST_TRACES).await;
     store.close().await;
     Ok(())
+}
+
+/// Every stream of events is an open file. The soft limit, 1024 mostly, is for programs that use `select`.
+fn allow_many_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 /// Opens the database; one that only this orchestrator uses is brought up to date.
@@ -244,10 +255,13 @@ pub fn open_local_providers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Provi
     }
     if config.uses(ProviderKind::Simulated) {
         let settings = config.provider.simulated.clone();
-        let folder = settings.folder.clone();
-        let folder = folder.unwrap_or_else(|| config.state_dir.join("simulated"));
-        let simulated = Simulated::open(settings, &folder)?;
-        providers.push(Arc::new(simulated));
+        providers.push(match settings.site.clone() {
+            Some(socket) => Arc::new(Site::at(socket)),
+            None => {
+                let folder = config.state_dir.join("simulated");
+                Arc::new(Simulated::open(settings, &folder)?)
+            }
+        });
     }
     Ok(providers)
 }

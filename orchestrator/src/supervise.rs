@@ -13,6 +13,7 @@
 //! # Files in the record folder
 //! `record.json`, `exit.json`, `output.log` and its older half `output.old.log`, `supervisor.log`.
 
+use crate::failpoints;
 use crate::process::{Process, boot_id};
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -171,8 +172,13 @@ impl<'a> Supervised<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .current_dir("/")
-            .spawn()
+            .current_dir("/");
+        let name = program.command.first().map(Path::new);
+        let name = name.and_then(Path::file_name).unwrap_or_default();
+        failpoints::between(
+            || format!("start {}", name.display()),
+            || supervisor.spawn(),
+        )
     }
 
     /// What there is of it now.

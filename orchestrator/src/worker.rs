@@ -6,7 +6,7 @@
 
 use crate::clock::between;
 use crate::control::Shared;
-use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, Progress, decide};
+use crate::decide::{Action, Announcement, Evidence, Facts, Failed, Op, decide};
 use crate::desktop::{Desktop, DesktopPhase, NotNow};
 use crate::failpoints::around;
 use crate::last_words;
@@ -14,7 +14,6 @@ use crate::provider::news::Listener;
 use crate::provider::{AgentChannel, DesktopSpec, MachineState, Provider, ProviderError};
 use crate::rdp_probe::{ProbeError, probe};
 use crate::receipt;
-use crate::replica::HOST_LOST;
 use crate::session::Record;
 use crate::store::replicas::ReplicaId;
 use crate::store::{Change, StoreError};
@@ -48,9 +47,14 @@ const ACTIVITY: Duration = Duration::from_secs(30);
 /// The machine's own hard end comes this much later than the session's: it is the net below the control plane.
 pub(crate) const LIFETIME_MARGIN: Duration = Duration::from_secs(600);
 
-/// Works for the session until it is over or another's, or the orchestrator stops.
-pub async fn run(shared: Arc<Shared>, id: SessionId) {
+/// Works for the session until it is over or another's, or the orchestrator stops. One that is new and followed since before it was
+/// accepted need not be read.
+pub async fn run(shared: Arc<Shared>, id: SessionId, new: Option<(Record, watch::Receiver<u64>)>) {
     let (mut worker, mut signals) = Worker::new(shared.clone(), id);
+    if let Some((record, changes)) = new {
+        worker.changes = changes;
+        worker.new = Some(record);
+    }
     loop {
         match worker.step(&mut signals).await {
             Ok(Next::Again) => {}
@@ -89,6 +93,8 @@ struct Worker {
     term: CancellationToken,
     /// What the session was taken under; every commit carries it.
     fence: Option<u64>,
+    /// As it was accepted, before the first look at it.
+    new: Option<Record>,
     since: Timestamp,
     facts: Option<Facts>,
     changes: watch::Receiver<u64>,
@@ -116,6 +122,7 @@ impl Worker {
             shared,
             id,
             fence: None,
+            new: None,
             facts: None,
             signal,
             operation: JoinSet::new(),
@@ -132,9 +139,15 @@ impl Worker {
         if self.term.is_cancelled() || !self.shared.tenure.is_held() {
             return Ok(Next::Stop);
         }
-        self.changes.mark_unchanged();
-        let Some(record) = self.shared.store.get(self.id).await? else {
-            return Ok(Next::Stop);
+        let record = match self.new.take() {
+            Some(record) => record,
+            None => {
+                self.changes.mark_unchanged();
+                let Some(record) = self.shared.store.get(self.id).await? else {
+                    return Ok(Next::Stop);
+                };
+                record
+            }
         };
         if record.owner.as_ref() != Some(self.shared.store.me()) {
             debug!(session = %self.id, "another orchestrator works for it");
@@ -171,9 +184,9 @@ impl Worker {
         if record.desktop_phase() != Some(DesktopPhase::Stuck) {
             let called = self.shared.store.called(host).await?;
             let reason = format!(
-                "its machine is on {}, where no orchestrator was seen for {} minutes; it is removed when that one is back",
+                "its machine is on {}, where no orchestrator was seen for {} s (limits.host_lost_s); it is removed when that one is back",
                 called.as_deref().unwrap_or("an unknown host"),
-                HOST_LOST.as_secs() / 60
+                self.shared.config.limits.host_lost_s
             );
             error!(session = %self.id, %host, reason, "its host is lost");
             let now = self.shared.clock.now();
@@ -183,7 +196,6 @@ impl Worker {
         tokio::select! {
             () = self.term.cancelled() => return Ok(Next::Stop),
             _ = self.changes.changed() => {}
-            () = tokio::time::sleep(HOST_LOST) => {}
         }
         Ok(Next::Again)
     }
@@ -278,26 +290,15 @@ impl Worker {
         if result.is_err() && op != Op::Adopt {
             self.shared.metrics.operation_failed(provider, op);
         }
-        match (op, result) {
-            (Op::Create | Op::Adopt, Ok(())) => facts.progress = Progress::Made,
-            (Op::Bootstrap, Ok(())) => facts.progress = Progress::Bootstrapped,
-            (Op::Probe, Ok(())) => facts.progress = Progress::Proved,
-            (Op::Destroy, Ok(())) => facts.removed = true,
-            (Op::Destroy, Err(failed)) => {
-                let reason = failed.reason().to_owned();
-                warn!(session = %self.id, desktop = %facts.name, reason, "not removed; trying again");
-                facts.removals_failed += 1;
-                facts.removal_failed = Some((now, reason));
-            }
-            (Op::Adopt, Err(failed)) => {
-                debug!(session = %self.id, desktop = %facts.name, reason = failed.reason(), "not adopted");
-                facts.not_adopted = true;
-            }
-            (op, Err(failed)) => {
-                warn!(session = %self.id, desktop = %facts.name, ?op, reason = failed.reason(), "failed");
-                facts.failed = Some(failed);
+        if let Err(failed) = &result {
+            let (session, desktop, reason) = (self.id, facts.name, failed.reason());
+            match op {
+                Op::Adopt => debug!(%session, %desktop, reason, "not adopted"),
+                Op::Destroy => warn!(%session, %desktop, reason, "not removed; trying again"),
+                _ => warn!(%session, %desktop, ?op, reason, "failed"),
             }
         }
+        facts.done(op, result, now);
     }
 
     async fn heard(
@@ -422,7 +423,12 @@ impl Worker {
             Action::Abandon => {
                 self.operation.shutdown().await;
                 if let Some(facts) = self.facts.as_mut() {
-                    facts.busy = None;
+                    if facts.busy == Some(Op::Destroy) {
+                        warn!(session = %self.id, desktop = %name, "its removal does not end; trying again");
+                        let metrics = &self.shared.metrics;
+                        metrics.operation_failed(provider.kind(), Op::Destroy);
+                    }
+                    facts.abandon(now);
                 }
             }
             Action::Booting => {
@@ -560,7 +566,7 @@ impl Worker {
         if !self.shared.tenure.is_held() {
             return;
         }
-        facts.busy = Some(op);
+        facts.begin(op, self.shared.clock.now());
         let name = facts.name;
         let provider = provider.clone();
         if matches!(op, Op::Create | Op::Adopt) {
@@ -617,9 +623,12 @@ impl Worker {
                         around("last words", words).await;
                     }
                     if may_have_open_files
-                        && tokio::time::timeout(LEAVE, leave(&*provider, name))
-                            .await
-                            .is_err()
+                        && around(
+                            "leave",
+                            tokio::time::timeout(LEAVE, leave(&*provider, name)),
+                        )
+                        .await
+                        .is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }

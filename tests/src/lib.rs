@@ -16,6 +16,7 @@
 //! ```
 
 pub mod caller;
+pub mod chaos;
 pub mod deaths;
 pub mod kills;
 pub mod lab;

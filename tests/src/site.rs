@@ -4,10 +4,8 @@
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
 use crate::lab::{Lab, Orchestrator, until};
-use crate::sessions::READY;
+use crate::sessions::{READY, nothing_is_owned};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use mayfly_orchestrator::store::machines::Machines as _;
-use mayfly_orchestrator::store::sqlite::SqliteStore;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -328,11 +326,7 @@ impl Site {
         let machines = self.machines()?;
         ensure!(machines.is_empty(), "the site has {machines:?}");
         lab.nothing_is_left()?;
-        let store = SqliteStore::open(&lab.path("state/mayfly.db")).await?;
-        let reserved = store.reserved().await?;
-        store.close().await;
-        ensure!(reserved.is_empty(), "reserved: {reserved:?}");
-        Ok(())
+        nothing_is_owned(lab).await
     }
 
     /// How often it was asked for all there is: nodes, storages, virtual machines.

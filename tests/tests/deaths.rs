@@ -1,60 +1,84 @@
 //! Killed before and after every call that leaves it and every commit, an orchestrator converges and leaves nothing.
 
 use anyhow::{Result, ensure};
-use futures_util::{StreamExt, TryStreamExt, stream};
-use mayfly_tests::deaths::{self, Visitor};
-use mayfly_tests::lab::{Lab, Orchestrator, Provider, image_folder};
+use mayfly_tests::deaths::{self, Life, Place};
+use mayfly_tests::lab::{Provider, image_folder};
+use std::collections::BTreeSet;
 
 /// So many orchestrators at once: they mostly wait.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
 
 /// Of the points on real machines, in one run of the tests.
-const SOME: usize = 6;
+const SOME: usize = 3;
 
-const QUICK: Provider = Provider::SimulatedWith(
-    "create_ms = 100\nboot_ms = 100\nconfigure_ms = 100\ndestroy_ms = 100\nevidence_ms = 100",
-);
+async fn micro_guest() -> Result<Place> {
+    let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
+    Place::here("deaths micro", &provider, "").await
+}
+
+/// All of them in that life, on pretended machines; where it died.
+async fn deaths_in(life: Life, at_once: usize) -> Result<BTreeSet<String>> {
+    let place = async || life.pretended().await;
+    let points = deaths::points(&mut place().await?, life).await?;
+    let deaths = deaths::all(place, life, points, at_once).await?;
+    deaths::nothing_was_left(&deaths)?;
+    let there = deaths.into_iter().filter(|death| death.ms.is_some());
+    Ok(there.map(|death| death.point).collect())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_every_point_on_pretended_machines() -> Result<()> {
-    let lab = Lab::new("deaths")?;
-    let mut orchestrator = Orchestrator::start(&lab, &QUICK, "").await?;
-    let points = deaths::points(&lab, &mut orchestrator, Visitor::Caller).await?;
+    let mut died = BTreeSet::new();
+    for life in Life::PRETENDED.into_iter().filter(|l| *l != Life::Stuck) {
+        died.extend(deaths_in(life, AT_ONCE).await?);
+    }
     for call in [
+        "commit accept",
+        "commit preparing, planned",
+        "commit renumber",
         "create",
         "bootstrap",
         "agent",
         "probe",
+        "commit connected, claimed",
+        "commit disconnected, claimed",
         "destroy",
         "commit receipt",
         "list",
+        "commit resume",
+        "commit forget",
+        "commit ended, no desktop",
+        "drain",
+        "commit words",
+        "reap",
     ] {
         for side in ["before", "after"] {
             let point = format!("{side} {call}#1");
-            ensure!(points.contains(&point), "{point} is not in {points:?}");
+            ensure!(died.contains(&point), "{point} is not in {died:?}");
         }
     }
-    let deaths = stream::iter(points).map(async |point| {
-        let lab = Lab::new("deaths simulated")?;
-        let mut orchestrator = Orchestrator::start(&lab, &QUICK, "").await?;
-        deaths::at(&lab, &mut orchestrator, Visitor::Caller, point).await
-    });
-    let deaths: Vec<_> = deaths.buffer_unordered(AT_ONCE).try_collect().await?;
-    println!("{}", serde_json::to_string_pretty(&deaths)?);
-    let died = deaths.iter().filter(|death| death.ms.is_some()).count();
-    ensure!(died >= 40, "{died} deaths");
+    Ok(())
+}
+
+#[tokio::test]
+async fn at_every_point_of_a_desktop_that_is_stuck() -> Result<()> {
+    // It takes its time to be that, in which nothing is done.
+    let died = deaths_in(Life::Stuck, 20).await?;
+    for point in ["before commit ending, destroying#1", "after destroy#1"] {
+        ensure!(died.contains(point), "{point} is not in {died:?}");
+    }
     Ok(())
 }
 
 #[tokio::test]
 async fn at_some_points_on_the_micro_guest() -> Result<()> {
-    let lab = Lab::new("deaths micro")?;
-    let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
-    let mut orchestrator = Orchestrator::start(&lab, &provider, "").await?;
-    let points = deaths::points(&lab, &mut orchestrator, Visitor::Caller).await?;
-    for point in deaths::some(points, SOME) {
-        let death = deaths::at(&lab, &mut orchestrator, Visitor::Caller, point).await?;
-        println!("{}", serde_json::to_string(&death)?);
+    let mut place = micro_guest().await?;
+    for life in [Life::Used, Life::Working] {
+        let points = deaths::points(&mut place, life).await?;
+        for point in deaths::some(points, SOME) {
+            let death = deaths::at(&mut place, life, point).await;
+            deaths::nothing_was_left(&[death])?;
+        }
     }
     Ok(())
 }

@@ -3,6 +3,9 @@
 //!
 //! Every test has a network of its own, and ends with nothing left: asked of the lab, of `/proc`, and of the database.
 
+#[path = "proxmox/replicas.rs"]
+mod replicas;
+
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
@@ -22,6 +25,7 @@ use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::Store;
 use mayfly_orchestrator::store::machines::Machines;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_tests::deaths::{self, Life, Place};
 use mayfly_tests::kills::{self, Scene, Step, Victim};
 use mayfly_tests::lab::{self, Lab, Orchestrator, image_folder, program, until};
 use mayfly_tests::realm::{Cable, Realm};
@@ -35,6 +39,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// Of the points at which an orchestrator is killed, in one run of the tests.
+const SOME: usize = 3;
 
 /// What is told of a desktop that nothing holds up.
 const MADE: [StageProgress; 2] = [StageProgress::Cloning, StageProgress::WaitingForAddress];
@@ -427,6 +434,28 @@ fn whoever_is_killed_while_a_desktop_is_made_or_removed_nothing_is_left() -> Res
                 scene.kill(victim, step).await?;
             }
             scene.end().await
+        },
+    )
+}
+
+/// Others for each commit; all of them: `cargo xtask soak`.
+#[test]
+fn killed_at_some_points_an_orchestrator_converges() -> Result<()> {
+    alone(
+        "killed_at_some_points_an_orchestrator_converges",
+        async || {
+            let site = Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}))?;
+            let mut place = Place::on_a_site("proxmox deaths", site, None).await?;
+            let points = deaths::points(&mut place, Life::Used).await?;
+            ensure!(
+                points.contains(&"after start tofu#1".to_owned()),
+                "{points:?}"
+            );
+            for point in deaths::some(points, SOME) {
+                let death = deaths::at(&mut place, Life::Used, point).await;
+                deaths::nothing_was_left(&[death])?;
+            }
+            Ok(())
         },
     )
 }
@@ -896,7 +925,7 @@ impl Ground {
         let secrets = Arc::new(Secrets::open(&folder.path().join("secret.key"))?);
         let listen = AgentsConfig {
             listen: Some(AGENTS.parse()?),
-            address: None,
+            ..AgentsConfig::default()
         };
         let agents = Agents::open(&listen, folder.path(), Arc::new(Suite)).await?;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

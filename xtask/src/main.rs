@@ -41,6 +41,8 @@ enum Task {
     Bench(suite::Arguments),
     /// Every case and kill point on the real desktop, and a long chaos: target/reports/soak.json
     Soak(suite::Arguments),
+    /// Several orchestrators on one PostgreSQL, and everything that can fail does: target/reports/chaos.json
+    Chaos(suite::Arguments),
     /// The whole chain, once: a domain, a lab of Proxmox VE, a person at work: target/reports/proxmox.json
     Lab(suite::LabArgs),
     /// Draw every icon anew from icons/mayfly.svg
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Task::Image(args) => guests::image_command(&house, &args),
         Task::Bench(args) => suite::bench(&house, &args),
         Task::Soak(args) => suite::soak(&house, &args),
+        Task::Chaos(args) => suite::chaos(&house, &args),
         Task::Lab(args) => suite::lab(&house, &args),
         Task::Icons => icons::generate(&house.root),
         Task::Bare(args) => bare::run(&house, &args),

@@ -1,4 +1,4 @@
-//! `test`, `bench` and `soak`: the stages, in order; the first that fails stops the run and is named.
+//! `test`, `bench`, `soak` and `chaos`: the stages, in order; the first that fails stops the run and is named.
 //!
 //! # Guarantees
 //! * Everything a stage starts has its temporary folder below one folder of this run, named in its environment
@@ -31,7 +31,7 @@ pub(crate) struct TestArgs {
     tests: Vec<String>,
 }
 
-/// Options of `cargo xtask bench` and `soak`, which the programs behind them read.
+/// Options of `cargo xtask bench`, `soak` and `chaos`, which the programs behind them read.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Passed on
@@ -56,6 +56,7 @@ struct Suite<'a> {
     /// A Python that has fakepve.
     fakepve: Option<PathBuf>,
     terraform: Option<terraform::Tools>,
+    toxiproxy: Option<PathBuf>,
 }
 
 /// The crate whose tests cross crates, and its test programs that need the real desktop.
@@ -65,6 +66,8 @@ const REAL: &[&str] = &["desktop", DOMAIN];
 const DOMAIN: &str = "domain";
 /// The test program with a Proxmox site.
 const SITE: &str = "proxmox";
+/// The test program in which everything fails.
+const CHAOS: &str = "chaos";
 
 /// What the control plane is measured beside.
 const FLASK: &str = "flask==3.1.*";
@@ -158,8 +161,17 @@ const STAGES: &[Stage] = &[
         what: "the lab, and whole sessions on the micro guest",
         work: |suite| {
             suite.run_tests(&[], |test| {
-                test.package == LAB && !REAL.contains(&&*test.name) && test.name != SITE
+                let elsewhere = [SITE, CHAOS].contains(&&*test.name) || REAL.contains(&&*test.name);
+                test.package == LAB && !elsewhere
             })
+        },
+    },
+    Stage {
+        name: "chaos",
+        what: "three orchestrators on one PostgreSQL, and everything that can fail does, for two minutes",
+        work: |suite| {
+            suite.toxiproxy()?;
+            suite.run_tests(&[], |test| test.package == LAB && test.name == CHAOS)
         },
     },
     Stage {
@@ -290,17 +302,37 @@ pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
     with_desktop(house, |suite| {
         suite.fakepve()?;
         suite.terraform()?;
+        suite.micro_guest()?;
         suite.plain = Some((guests::plain_template(house)?, guests::agent(house)?));
         if !args.arguments.iter().any(|word| word.starts_with("--only")) {
             suite.real_desktop()?;
         }
-        let changed = run::output(house.command("git").args(["status", "--porcelain"]))?;
-        let mut commit = run::output(house.command("git").args(["rev-parse", "HEAD"]))?;
-        if !changed.is_empty() {
-            commit = format!("{} and uncommitted changes", commit.trim());
-        }
         let mut command = suite.reporter("soak", &args.arguments)?;
-        run::run(command.args(["--commit", commit.trim()]))
+        run::run(command.args(["--commit", &commit(house)?]))
+    })
+}
+
+/// Three orchestrators, and everything that can fail does, for as long as is said.
+pub(crate) fn chaos(house: &House, args: &Arguments) -> Result<()> {
+    packages::ensure(&[Purpose::Test])?;
+    let mut suite = Suite::new(house, &[])?;
+    suite.toxiproxy()?;
+    let build = "build --workspace --bin mayfly-orchestrator --bin chaos --locked";
+    run::run(&mut house.cargo(build.split(' ')))?;
+    let mut command = suite.reporter("chaos", &args.arguments)?;
+    let outcome = run::run(command.args(["--commit", &commit(house)?]));
+    suite.leftovers().and(outcome)
+}
+
+/// What is tested, for reports.
+fn commit(house: &House) -> Result<String> {
+    let changed = run::output(house.command("git").args(["status", "--porcelain"]))?;
+    let commit = run::output(house.command("git").args(["rev-parse", "HEAD"]))?;
+    let commit = commit.trim();
+    Ok(if changed.is_empty() {
+        commit.to_owned()
+    } else {
+        format!("{commit} and uncommitted changes")
     })
 }
 
@@ -363,6 +395,7 @@ impl<'a> Suite<'a> {
             plain: None,
             fakepve: None,
             terraform: None,
+            toxiproxy: None,
         })
     }
 
@@ -455,6 +488,13 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
+    fn toxiproxy(&mut self) -> Result<()> {
+        if self.toxiproxy.is_none() {
+            self.toxiproxy = Some(tools::toxiproxy(self.house)?);
+        }
+        Ok(())
+    }
+
     /// What tests find their tools by.
     fn environment(&self, command: &mut std::process::Command) {
         command
@@ -474,6 +514,9 @@ impl<'a> Suite<'a> {
         }
         if let Some(python) = &self.fakepve {
             command.env("MAYFLY_FAKEPVE", python);
+        }
+        if let Some(program) = &self.toxiproxy {
+            command.env("MAYFLY_TOXIPROXY", program);
         }
         if let Some(tools) = &self.terraform {
             command

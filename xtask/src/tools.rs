@@ -68,6 +68,16 @@ pub(crate) fn go_program(
     Ok(made.join(name))
 }
 
+/// Toxiproxy, which cuts and slows down connections: a test tool.
+pub(crate) fn toxiproxy(house: &House) -> Result<PathBuf> {
+    go_program(
+        house,
+        "tests/toxiproxy",
+        "github.com/Shopify/toxiproxy/v2/cmd/server",
+        "",
+    )
+}
+
 /// A recent Go: this machine's, or PyPI's.
 fn go(house: &House) -> Result<PathBuf> {
     if let Ok(version) = Command::new("go").arg("version").output()

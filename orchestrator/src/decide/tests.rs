@@ -1,9 +1,8 @@
-//! A model of the world around [`decide`]: any order of events, crashes and slow operations.
+//! What [`decide`] has a session come to, one story a test. Any order of events is in [`super::world`].
 
 use super::*;
 use crate::desktop::NotNow;
 use crate::session::{Expected, Wish};
-use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 /// What can happen while a session lives.
@@ -23,8 +22,6 @@ enum Event {
     Announce,
     /// The agent reports.
     Report(u32),
-    /// The machine stops.
-    Die,
     /// The orchestrator is killed and started again.
     Crash,
     /// There is a place.
@@ -35,25 +32,6 @@ enum Event {
     Heartbeat,
     /// Somebody holds it.
     Keep(u32),
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        3 => (0_u32..40).prop_map(Event::Pass),
-        1 => (100_u32..40_000).prop_map(Event::Pass),
-        8 => Just(Event::Succeed),
-        1 => Just(Event::OpFails),
-        1 => Just(Event::NoRoom),
-        1 => Just(Event::InTheWay),
-        4 => Just(Event::Announce),
-        5 => (0_u32..3).prop_map(Event::Report),
-        1 => Just(Event::Die),
-        2 => Just(Event::Crash),
-        4 => Just(Event::Place),
-        1 => Just(Event::Cancel),
-        2 => Just(Event::Heartbeat),
-        1 => (0_u32..4_000).prop_map(Event::Keep),
-    ]
 }
 
 struct Model {
@@ -128,11 +106,6 @@ impl Model {
                     });
                 }
             }
-            Event::Die => {
-                if let Some(facts) = self.facts.as_mut() {
-                    facts.lost = Some("it died".to_owned());
-                }
-            }
             Event::Crash => {
                 self.facts = None;
                 self.remade = 0;
@@ -168,22 +141,11 @@ impl Model {
         let Some(facts) = self.facts.as_mut() else {
             return;
         };
-        let Some(op) = facts.busy.take() else { return };
-        match (op, failed) {
-            (Op::Create | Op::Adopt, None) => facts.progress = Progress::Made,
-            (Op::Bootstrap, None) => facts.progress = Progress::Bootstrapped,
-            (Op::Probe, None) => facts.progress = Progress::Proved,
-            (Op::Destroy, None) => {
-                facts.removed = true;
-                self.machines.remove(&facts.name);
-            }
-            (Op::Destroy, Some(_)) => {
-                facts.removals_failed += 1;
-                facts.removal_failed = Some((self.now, "busy".to_owned()));
-            }
-            (Op::Adopt, Some(_)) => facts.not_adopted = true,
-            (_, failed) => facts.failed = failed,
+        let Some(op) = facts.busy else { return };
+        if (op, &failed) == (Op::Destroy, &None) {
+            self.machines.remove(&facts.name);
         }
+        facts.done(op, failed.map_or(Ok(()), Err), self.now);
     }
 
     /// Decides and does until there is nothing to do, as the worker does.
@@ -231,42 +193,27 @@ impl Model {
         let name = record.live_desktop().unwrap().name();
         let facts = self.facts.as_mut().unwrap();
         match action {
-            Action::Create => {
-                record.creating(name).unwrap();
-                facts.busy = Some(Op::Create);
-                assert!(self.machines.insert(name), "made twice");
-            }
             Action::Start(op) => {
                 assert_eq!(facts.busy, None, "two operations at once");
                 if op != Op::Destroy {
                     let phase = record.desktop_phase().unwrap();
                     assert!(phase < DesktopPhase::Destroying, "{op:?} in {phase:?}");
                 }
-                facts.busy = Some(op);
+                facts.begin(op, now);
             }
-            Action::Abandon => facts.busy = None,
-            Action::Booting => record.booting(name, now).unwrap(),
-            Action::Configuring => record.configuring(name, now).unwrap(),
-            Action::Announced(a) => record
-                .announced(name, a.address, a.certificate_sha256, now)
-                .unwrap(),
-            Action::Proved => record.proved(name).unwrap(),
-            Action::Claim => {
-                record.claim(name, &limits, now).unwrap();
-                assert_eq!(self.claimed, None, "claimed twice");
-                self.claimed = Some((name, now));
-            }
-            Action::Presence(n) => record.presence(n, &limits, now).unwrap(),
+            Action::Abandon => facts.abandon(now),
             Action::Warn { .. } => facts.warned += 1,
-            Action::Fail(problem) => record.fail(problem, now).unwrap(),
-            Action::Remake(setback, _) => {
-                record.remake(name, setback, now).unwrap();
-                self.remade += 1;
+            action => {
+                super::world::verb(action.clone(), record, name, &limits, now).unwrap();
+                match action {
+                    Action::Create => {
+                        facts.begin(Op::Create, now);
+                        assert!(self.machines.insert(name), "made twice");
+                    }
+                    Action::Remake(..) => self.remade += 1,
+                    _ => {}
+                }
             }
-            Action::Requeue(_) => record.requeue(name, now).unwrap(),
-            Action::Stuck(reason) => record.stuck(name, reason).unwrap(),
-            Action::Gone => record.gone(name, now).unwrap(),
-            Action::Wait(_) | Action::Stop | Action::End(_) => unreachable!(),
         }
     }
 
@@ -305,39 +252,6 @@ impl Model {
             SessionPhase::Queued | SessionPhase::Preparing | SessionPhase::Ending
         );
         assert!(open.count() <= usize::from(preparing));
-    }
-
-    /// Nothing more goes wrong, nobody does anything: it must come to its end.
-    fn end_of_the_world(&mut self) {
-        for _ in 0..200 {
-            if self.record.phase.is_final() {
-                assert_eq!(self.machines, BTreeSet::new());
-                return;
-            }
-            self.happen(&Event::Place);
-            self.happen(&Event::Succeed);
-            self.happen(&Event::Announce);
-            self.happen(&Event::Report(0));
-            self.happen(&Event::Pass(600));
-        }
-        panic!("it never ends: {:?} {:?}", self.record, self.facts);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
-
-    #[test]
-    fn whatever_happens_no_machine_is_forgotten_and_every_session_ends(
-        prototype in any::<bool>(),
-        events in prop::collection::vec(event(), 0..60),
-    ) {
-        let mut model = Model::new(if prototype { Origin::Prototype } else { Origin::V1 });
-        model.settle();
-        for event in &events {
-            model.happen(event);
-        }
-        model.end_of_the_world();
     }
 }
 
@@ -516,11 +430,36 @@ fn a_desktop_that_cannot_be_removed_is_stuck_with_the_reason_and_tried_again() {
     assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Stuck));
     assert_eq!(model.record.phase, SessionPhase::Ending);
     let failure = model.record.failure.clone().unwrap();
-    assert!(failure.problem.detail.contains("busy"), "{failure:?}");
+    assert!(failure.problem.detail.contains("it broke"), "{failure:?}");
     model.happen(&Event::Pass(60));
     model.happen(&Event::Succeed);
     assert_eq!(model.record.phase, SessionPhase::Ended);
     assert_eq!(model.record.failure, None);
+}
+
+#[test]
+fn a_removal_that_never_ends_has_failed_and_another_follows() {
+    let mut model = ready(Origin::V1);
+    model.happen(&Event::Cancel);
+    model.happen(&Event::Pass(599));
+    assert_eq!(model.facts.as_ref().unwrap().removals_failed, 0);
+    model.happen(&Event::Pass(1));
+    let facts = model.facts.as_ref().unwrap();
+    assert_eq!((facts.busy, facts.removals_failed), (None, 1));
+    for _ in 0..8 {
+        model.happen(&Event::Pass(30));
+        model.happen(&Event::Pass(600));
+    }
+    assert_eq!(model.record.desktop_phase(), Some(DesktopPhase::Stuck));
+    let reason = model
+        .record
+        .desktop
+        .as_ref()
+        .and_then(Desktop::stuck_reason);
+    assert_eq!(reason, Some("it had not ended after 600 s"));
+    model.happen(&Event::Pass(60));
+    model.happen(&Event::Succeed);
+    assert_eq!(model.record.phase, SessionPhase::Ended);
 }
 
 #[test]

@@ -146,7 +146,8 @@ impl Provider for Member {
                 return vec![found.clone()];
             }
         }
-        let found = judge(&self.directory.check().await);
+        let found = around("account check", self.directory.check()).await;
+        let found = judge(&found);
         *checked = Some((Instant::now(), found.clone()));
         vec![found]
     }
@@ -189,7 +190,11 @@ impl Provider for Member {
                 reason: "only its computer account exists, or a note of it".to_owned(),
             },
             // Without a note of it, a domain that does not answer has no account either.
-            MachineState::Absent if self.directory.exists(name).await.unwrap_or(false) => {
+            MachineState::Absent
+                if around("account look", self.directory.exists(name))
+                    .await
+                    .unwrap_or(false) =>
+            {
                 MachineState::Dead {
                     reason: "only its computer account exists".to_owned(),
                 }

@@ -36,9 +36,15 @@ fn respond(problem: Problem) -> Response {
         // RFC 9110 §11.6.1: a 401 names the scheme.
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if code == ProblemCode::Draining {
+    let later = match code {
         // Nobody knows when it ends; a minute does not hurt.
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+        ProblemCode::Draining => Some("60"),
+        ProblemCode::NoCapacity | ProblemCode::ShuttingDown => Some("10"),
+        ProblemCode::Overloaded => Some("1"),
+        _ => None,
+    };
+    if let Some(seconds) = later {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     }
     response
 }

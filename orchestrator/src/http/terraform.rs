@@ -6,7 +6,6 @@
 
 use super::refusal;
 use crate::control::Refused;
-use crate::failpoints::around;
 use crate::secret::{self, Secrets};
 use crate::store::machines::{Locking, Machines};
 use axum::Router;
@@ -110,8 +109,7 @@ async fn save(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let id = id.unwrap_or_default();
-    let saved = backend.machines.save(name, &id, &body);
-    Ok(answer(around("commit save", saved).await?))
+    Ok(answer(backend.machines.save(name, &id, &body).await?))
 }
 
 /// What Terraform says of a lock; kept and shown as it is.
@@ -140,8 +138,7 @@ async fn lock(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let (Lock { id }, info) = read_lock(&body)?;
-    let locked = backend.machines.lock(name, &id, &info);
-    Ok(answer(around("commit lock", locked).await?))
+    Ok(answer(backend.machines.lock(name, &id, &info).await?))
 }
 
 async fn unlock(
@@ -150,8 +147,7 @@ async fn unlock(
     body: Bytes,
 ) -> Result<Response, Refused> {
     let (Lock { id }, _) = read_lock(&body)?;
-    let unlocked = backend.machines.unlock(name, &id);
-    Ok(answer(around("commit unlock", unlocked).await?))
+    Ok(answer(backend.machines.unlock(name, &id).await?))
 }
 
 fn answer(locking: Locking) -> Response {

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use mayfly_api::agent::{Bootstrap, FromAgent, ToAgent};
 use mayfly_api::{Absence, DesktopName, SessionId};
 use news::News;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,10 +18,11 @@ pub mod conformance;
 pub mod news;
 pub mod qemu;
 pub mod simulated;
+pub mod site;
 pub mod terraform;
 
 /// What the control plane commits before a machine is made: enough to find it and remove it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesktopSpec {
     /// Its name; the number in it is never used twice.
     pub name: DesktopName,
@@ -39,7 +41,7 @@ pub struct DesktopSpec {
 }
 
 /// A machine as its provider sees it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MachineState {
     /// It runs.
     Running,
@@ -53,7 +55,7 @@ pub enum MachineState {
 }
 
 /// Why a provider could not do something.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum ProviderError {
     /// Not yet: the machine boots, its agent is silent. Ask again later.
     #[error("{0}")]
@@ -73,7 +75,7 @@ pub enum ProviderError {
 }
 
 /// One line of a preflight or `doctor` report.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was looked at.
     pub name: String,
@@ -84,7 +86,7 @@ pub struct Check {
 }
 
 /// Outcome of a [`Check`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckStatus {
     /// As it should be.

@@ -51,8 +51,8 @@ pub struct SimulatedConfig {
     pub address_prefix: String,
     /// The port there.
     pub rdp_port: u16,
-    /// Where they are kept, if not in the state folder: orchestrators that share a database share them there.
-    pub folder: Option<PathBuf>,
+    /// The socket of a process that has the machines ([`super::site`]): orchestrators that share a database share them there.
+    pub site: Option<PathBuf>,
     /// What goes wrong.
     pub fault: Fault,
     /// How many times; absent: always.
@@ -69,7 +69,7 @@ impl Default for SimulatedConfig {
             evidence_ms: 2_000,
             address_prefix: "127.78".to_owned(),
             rdp_port: 3389,
-            folder: None,
+            site: None,
             fault: Fault::None,
             fault_count: None,
         }
@@ -375,7 +375,7 @@ impl Provider for Simulated {
     }
 
     fn is_bound(&self) -> bool {
-        self.world.config.folder.is_none()
+        self.world.config.site.is_none()
     }
 
     async fn preflight(&self) -> Vec<Check> {

@@ -215,7 +215,8 @@ impl Client {
             let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
             connector.connect(name, socket).await
         };
-        let shaken = tokio::time::timeout(self.limits.call, shake)
+        let shaken = tokio::time::timeout(self.limits.call, shake);
+        let shaken = around("certificate", shaken)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| self.transport(&call, &error, true))?;

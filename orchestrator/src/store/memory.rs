@@ -4,6 +4,7 @@ use super::machines::{Locking, Machines, Reserved, Reserving};
 use super::pulse::{Pulse, Tally};
 use super::receipts::Receipts;
 use super::replicas::{ReplicaId, Replicas};
+use super::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use super::words::{DESKTOPS, Kept, Whose, Words};
 use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
 use crate::clock::ms_between;
@@ -40,6 +41,7 @@ struct Model {
     machines: BTreeMap<DesktopName, Machine>,
     words: BTreeMap<DesktopName, Kept>,
     receipts: BTreeMap<DesktopName, (SessionId, Removal)>,
+    strays: BTreeMap<(Place, DesktopName), Stray>,
     restored: Option<Restored>,
 }
 
@@ -66,6 +68,30 @@ impl Model {
         }
         let first = self.events.get(session)?.first()?.clone();
         Some(Accepted::Again(Box::new(first)))
+    }
+
+    fn accept(
+        &mut self,
+        mut record: Record,
+        idempotency: Option<Idempotency>,
+        max_queued: u32,
+    ) -> Accepted {
+        if let Some(before) = idempotency.as_ref().and_then(|key| self.before(key)) {
+            return before;
+        }
+        let queued = self.that(|r| r.phase == SessionPhase::Queued).len();
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+        if queued >= max_queued {
+            return Accepted::Full;
+        }
+        record.queue_position = Some(queued + 1);
+        self.sessions.insert(record.id, record.clone());
+        self.append_event(&record, record.created_at);
+        if let Some(key) = idempotency {
+            let of = (key.request_sha256, record.id);
+            self.keys.insert(key.key_sha256, of);
+        }
+        Accepted::New(Box::new(record))
     }
 
     /// Sessions for which that holds, oldest first.
@@ -103,6 +129,12 @@ impl Model {
             });
     }
 
+    /// The same, as it is now, if it is not over.
+    fn open_stray(&mut self, stray: &Stray) -> Option<&mut Stray> {
+        let key = (stray.place.clone(), stray.desktop);
+        self.strays.get_mut(&key).filter(|s| s.over.is_none())
+    }
+
     /// The machine, if nobody but `id` holds its lock.
     fn unlocked(&mut self, name: DesktopName, id: &str) -> Result<&mut Machine, Locking> {
         let machine = self.machines.get_mut(&name).ok_or(Locking::Nothing)?;
@@ -115,30 +147,19 @@ impl Model {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn accept(
+    async fn accept_all(
         &self,
-        mut record: Record,
-        idempotency: Option<Idempotency>,
+        wishes: Vec<(Record, Option<Idempotency>)>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError> {
+    ) -> Result<Vec<Accepted>, StoreError> {
         let mut model = self.model();
-        if let Some(before) = idempotency.as_ref().and_then(|key| model.before(key)) {
-            return Ok(before);
-        }
-        let queued = model.that(|r| r.phase == SessionPhase::Queued).len();
-        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
-        if queued >= max_queued {
-            return Ok(Accepted::Full);
-        }
-        record.queue_position = Some(queued + 1);
-        record.take(&self.1);
-        model.sessions.insert(record.id, record.clone());
-        model.append_event(&record, record.created_at);
-        if let Some(key) = idempotency {
-            let of = (key.request_sha256, record.id);
-            model.keys.insert(key.key_sha256, of);
-        }
-        Ok(Accepted::New(Box::new(record)))
+        let wishes = wishes.into_iter();
+        Ok(wishes
+            .map(|(mut record, key)| {
+                record.take(&self.1);
+                model.accept(record, key, max_queued)
+            })
+            .collect())
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
@@ -198,18 +219,23 @@ impl Store for MemoryStore {
         Ok(Some(record))
     }
 
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
         let mut model = self.model();
         let queued = model.that(|r| r.phase == SessionPhase::Queued);
-        let mut moved = Vec::new();
-        for (place, mut record) in (1..).zip(queued) {
-            if record.queue_position != Some(place) {
-                record.queue_position = Some(place);
-                model.save(&mut record, Change::Told, now);
-                moved.push(record);
-            }
+        let moved = (1..)
+            .zip(queued)
+            .filter(|(place, record)| *place > after && record.queue_position != Some(*place));
+        let mut moved: Vec<_> = moved.take(most as usize).collect();
+        for (place, record) in &mut moved {
+            record.queue_position = Some(*place);
+            model.save(record, Change::Told, now);
         }
-        Ok(moved)
+        Ok(moved.into_iter().map(|(_, record)| record).collect())
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {
@@ -427,6 +453,70 @@ impl Receipts for MemoryStore {
             Whose::Desktop(name) => removal.desktop == name,
         };
         Ok(model.receipts.values().filter(its).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Strays for MemoryStore {
+    async fn sight(&self, place: &Place, look: Look) -> Result<Vec<(Turn, Stray)>, StoreError> {
+        let mut model = self.model();
+        let at_it = model.strays.values().filter(|stray| stray.place == *place);
+        let known = at_it.map(|stray| (stray.desktop, stray.clone())).collect();
+        let turns = strays::seen(place, &known, &look);
+        for (_, stray) in &turns {
+            let key = (place.clone(), stray.desktop);
+            model.strays.insert(key, stray.clone());
+        }
+        Ok(turns)
+    }
+
+    async fn begin_removal(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let mut model = self.model();
+        let begun = model.open_stray(stray).filter(|known| {
+            known.quarantined_at.is_some()
+                && known.kept_at.is_none()
+                && known.tried_at == stray.tried_at
+        });
+        Ok(begun
+            .map(|known| (known.tried_at, known.why) = (Some(now), None))
+            .is_some())
+    }
+
+    async fn removal_failed(&self, stray: &Stray, why: &str) -> Result<(), StoreError> {
+        if let Some(known) = self.model().open_stray(stray) {
+            known.why = Some(why.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn removed(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let mut model = self.model();
+        let tried = model.open_stray(stray).filter(|s| s.tried_at.is_some());
+        let over = Some((now, Outcome::Removed));
+        Ok(tried.map(|known| known.over = over).is_some())
+    }
+
+    async fn keep_stray(
+        &self,
+        desktop: DesktopName,
+        at: Option<Timestamp>,
+    ) -> Result<u64, StoreError> {
+        let mut model = self.model();
+        let of_it = |s: &&mut Stray| s.desktop == desktop && s.over.is_none();
+        let kept = model.strays.values_mut().filter(of_it);
+        Ok(kept.map(|stray| stray.kept_at = at).fold(0, |n, ()| n + 1))
+    }
+
+    async fn strays(&self) -> Result<Vec<Stray>, StoreError> {
+        Ok(self.model().strays.values().cloned().collect())
+    }
+
+    async fn forget_strays(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let mut model = self.model();
+        let all = model.strays.len();
+        let is_over = |stray: &Stray| stray.over.is_some_and(|(at, _)| at < before);
+        model.strays.retain(|_, stray| !is_over(stray));
+        Ok(u64::try_from(all - model.strays.len()).unwrap_or(u64::MAX))
     }
 }
 

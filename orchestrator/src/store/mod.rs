@@ -13,6 +13,7 @@ pub mod pulse;
 pub mod receipts;
 pub mod replicas;
 pub mod sqlite;
+pub mod strays;
 pub mod words;
 mod writer;
 
@@ -158,15 +159,32 @@ pub type Changing = Box<dyn FnOnce(&mut Record) -> Change + Send>;
 /// See the module.
 #[async_trait]
 pub trait Store:
-    machines::Machines + pulse::Pulse + receipts::Receipts + replicas::Replicas + words::Words
+    machines::Machines
+    + pulse::Pulse
+    + receipts::Receipts
+    + replicas::Replicas
+    + strays::Strays
+    + words::Words
 {
-    /// Takes a session, unless its key came before or `max_queued` sessions wait already. It is this orchestrator's.
+    /// Takes sessions, in their order: each unless its key came before or `max_queued` sessions wait already. All of them or none.
+    /// They are this orchestrator's.
+    async fn accept_all(
+        &self,
+        wishes: Vec<(Record, Option<Idempotency>)>,
+        max_queued: u32,
+    ) -> Result<Vec<Accepted>, StoreError>;
+
+    /// The same, of one.
     async fn accept(
         &self,
         record: Record,
         idempotency: Option<Idempotency>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError>;
+    ) -> Result<Accepted, StoreError> {
+        let accepted = self.accept_all(vec![(record, idempotency)], max_queued);
+        let accepted = accepted.await?.pop();
+        accepted.ok_or_else(|| StoreError::Refused("to say what became of a wish".to_owned()))
+    }
 
     /// What [`Store::accept`] would find for that key.
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError>;
@@ -194,8 +212,14 @@ pub trait Store:
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError>;
 
-    /// Numbers the queue anew; the sessions whose place changed.
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError>;
+    /// Numbers the queue anew behind the place `after`: the first `most` sessions there that have another place than they were told,
+    /// in their order. They are told. Fewer than `most`: that was the end of the queue.
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError>;
 
     /// The events of a session after `seq`, in order.
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError>;

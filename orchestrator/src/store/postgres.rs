@@ -12,9 +12,11 @@
 
 use super::replicas::{Changed, Replica, ReplicaId, Replicas};
 use super::{Schema, StoreError};
+use crate::failpoints::around;
 use crate::secret;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use mayfly_api::SessionId;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -28,6 +30,13 @@ use std::str::FromStr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
+
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_array_elements($1::json) AS rows(value)"
+    };
+}
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
@@ -47,7 +56,8 @@ fn migrations() -> Migrator {
 }
 
 /// The session that waits longest without a desktop, of those that nobody changes now; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT json_array_elements_text($1::json))
      ORDER BY created_us, id LIMIT 1 FOR UPDATE SKIP LOCKED";
@@ -68,6 +78,9 @@ const HIGHEST: &str =
 const LOCKS: i32 = 0x6d66_6c79;
 /// A database that does not answer is told after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever says nothing for so long in the middle of a change is given up by the server, so that what they hold is free: an
+/// orchestrator that is stopped or cut off must not hold up those that take over from it.
+const ABANDONED: &str = "5s";
 /// An orchestrator uses so many connections.
 const CONNECTIONS: u32 = 16;
 
@@ -136,7 +149,9 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Database`], or [`StoreError::Old`] if it is of an older version.
     pub async fn open(options: PgConnectOptions, me: ReplicaId) -> Result<Self, StoreError> {
-        let options = options.application_name("mayfly-orchestrator");
+        let options = options
+            .application_name("mayfly-orchestrator")
+            .options([("idle_in_transaction_session_timeout", ABANDONED)]);
         // By itself: a pool would say of every cause only that it took too long.
         let mut db = PgConnection::connect_with(&options).await?;
         let found = version(&mut db).await?;
@@ -226,8 +241,27 @@ async fn hold(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!(
+        "SELECT 1 FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY created_us, id FOR UPDATE"
+    );
+    sqlx::query(all).bind(ids.to_owned()).execute(db).await?;
+    Ok(())
+}
+
 /// The channel on which orchestrators tell each other what they changed: `<session>`, or nothing as a sign of life.
 const CHANNEL: &str = "mayfly_changed";
+
+/// As [`tell`], of all whose `id` is in a JSON array of objects.
+async fn tell_all(db: &mut Connection, ids: &str) -> Result<(), StoreError> {
+    let all = concat!("SELECT pg_notify($2, value->>'id') FROM ", rows!());
+    let all = sqlx::query(all).bind(ids.to_owned()).bind(CHANNEL);
+    all.execute(db).await?;
+    Ok(())
+}
 
 /// Everybody who follows the session looks at it once the transaction is committed.
 async fn tell(db: &mut Connection, id: SessionId) -> Result<(), StoreError> {
@@ -272,8 +306,8 @@ impl Replicas for PostgresStore {
 
     async fn renew(&self, replica: &Replica, lease: Duration) -> Result<(), StoreError> {
         let replica = replica.clone();
-        self.write(move |db| Box::pin(renew(db, replica, micros(lease))))
-            .await
+        let renewed = self.write(move |db| Box::pin(renew(db, replica, micros(lease))));
+        around("commit renew", renewed).await
     }
 
     async fn take_over(
@@ -283,8 +317,8 @@ impl Replicas for PostgresStore {
     ) -> Result<Vec<SessionId>, StoreError> {
         let me = self.me.clone();
         let bound = bound.iter().map(|kind| (*kind).to_owned()).collect();
-        self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))))
-            .await
+        let taken = self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))));
+        around("commit take over", taken).await
     }
 
     async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
@@ -298,12 +332,11 @@ impl Replicas for PostgresStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        sqlx::query(
+        let left = sqlx::query(
             "UPDATE replica SET until_us = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - 1 WHERE id = $1",
-        )
-            .bind(&self.me.0)
-            .execute(&self.readers)
-            .await?;
+        );
+        let left = left.bind(&self.me.0).execute(&self.readers);
+        around("commit leave", left).await?;
         Ok(())
     }
 
@@ -320,6 +353,11 @@ impl Replicas for PostgresStore {
             installation,
         };
         Ok(rows.into_iter().map(replica).collect())
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let now: i64 = sqlx::query_scalar(NOW).fetch_one(&self.readers).await?;
+        Ok(Timestamp::from_microsecond(now).ok())
     }
 
     async fn called(&self, id: &ReplicaId) -> Result<Option<String>, StoreError> {

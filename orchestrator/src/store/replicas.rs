@@ -8,6 +8,7 @@
 
 use super::StoreError;
 use async_trait::async_trait;
+use jiff::Timestamp;
 use mayfly_api::SessionId;
 use std::fmt;
 use std::time::Duration;
@@ -88,9 +89,14 @@ pub trait Replicas: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Every one that lives; the first in order reaps what they share.
+    /// Every one that lives.
     async fn living(&self) -> Result<Vec<Replica>, StoreError> {
         Ok(Vec::new())
+    }
+
+    /// The clock that leases are counted by, if it is not this process's.
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
     }
 
     /// What an orchestrator is called, alive or not.

@@ -4,46 +4,53 @@
 //! holds others off meanwhile, and what they say differently.
 
 use super::{
-    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, next_number,
-    tell,
+    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, hold_all,
+    next_number, tell, tell_all,
 };
 use crate::clock::ms_between;
 use crate::config::Limits;
 use crate::desktop::{Desktop, StoredDesktop};
+use crate::failpoints::{self, around};
 use crate::last_words::LONGEST;
 use crate::session::{Expected, Record, Wish};
 use crate::store::machines::{Locking, Machines, Reserved, Reserving};
 use crate::store::pulse::{Pulse, Tally};
 use crate::store::receipts::Receipts;
 use crate::store::replicas::{ReplicaId, Replicas};
+use crate::store::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
     Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
 };
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mayfly_api::{DesktopName, Removal, SessionEvent, SessionId, SessionPhase, Stage, StageName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 #[async_trait]
 impl Store for Sql {
-    async fn accept(
+    async fn accept_all(
         &self,
-        record: Record,
-        idempotency: Option<Idempotency>,
+        wishes: Vec<(Record, Option<Idempotency>)>,
         max_queued: u32,
-    ) -> Result<Accepted, StoreError> {
-        let mut record = record;
-        record.take(self.me());
-        self.write(move |db| Box::pin(accept(db, record, idempotency, max_queued)))
-            .await
+    ) -> Result<Vec<Accepted>, StoreError> {
+        let mut wishes = wishes;
+        wishes
+            .iter_mut()
+            .for_each(|(record, _)| record.take(self.me()));
+        self.commit("accept", move |db| {
+            Box::pin(accept_all(db, wishes, max_queued))
+        })
+        .await
     }
 
     async fn accepted_before(&self, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
-        before(&mut *self.readers.acquire().await?, key).await
+        let db = &mut *self.readers.acquire().await?;
+        Ok(before(db, &[key]).await?.accepted(key))
     }
 
     async fn get(&self, id: SessionId) -> Result<Option<Record>, StoreError> {
@@ -57,11 +64,7 @@ impl Store for Sql {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut records = Vec::with_capacity(ids.len());
-        for id in ids {
-            records.extend(load(&mut tx, parse(&id)?).await?);
-        }
-        Ok(records)
+        load_all(&mut tx, ids).await
     }
 
     async fn update(
@@ -70,8 +73,12 @@ impl Store for Sql {
         now: Timestamp,
         change: Changing,
     ) -> Result<Option<(Record, Change)>, StoreError> {
-        self.write(move |db| Box::pin(update(db, id, now, change)))
-            .await
+        let done = self.write(move |db| Box::pin(update(db, id, now, change)));
+        let done = done.await?;
+        if let Some((record, Change::Told | Change::Quiet)) = &done {
+            failpoints::after(|| record.commit());
+        }
+        Ok(done)
     }
 
     async fn plan_next(
@@ -82,13 +89,24 @@ impl Store for Sql {
     ) -> Result<Option<Record>, StoreError> {
         let (most, at_once) = (limits.max_desktops, limits.concurrent_creates);
         let (me, full) = (self.me().clone(), to_json(&full)?);
-        self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)))
-            .await
+        let planned = self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)));
+        let planned = planned.await?;
+        if let Some(record) = &planned {
+            failpoints::after(|| record.commit());
+        }
+        Ok(planned)
     }
 
-    async fn renumber_queue(&self, now: Timestamp) -> Result<Vec<Record>, StoreError> {
-        self.write(move |db| Box::pin(renumber_queue(db, now)))
-            .await
+    async fn renumber_queue(
+        &self,
+        after: u32,
+        most: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.commit("renumber", move |db| {
+            Box::pin(renumber_queue(db, after, most, now))
+        })
+        .await
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {
@@ -137,7 +155,8 @@ impl Store for Sql {
     }
 
     async fn forget(&self, before: Timestamp) -> Result<u64, StoreError> {
-        self.write(move |db| Box::pin(forget(db, before))).await
+        self.commit("forget", move |db| Box::pin(forget(db, before)))
+            .await
     }
 
     async fn resume(
@@ -145,7 +164,8 @@ impl Store for Sql {
         seen: Option<DesktopName>,
         now: Timestamp,
     ) -> Result<Option<Restored>, StoreError> {
-        self.write(move |db| Box::pin(resume(db, seen, now))).await
+        self.commit("resume", move |db| Box::pin(resume(db, seen, now)))
+            .await
     }
 
     async fn close(&self) {
@@ -158,13 +178,13 @@ impl Store for Sql {
 impl Machines for Sql {
     async fn reserve(&self, machine: &Reserved, clones: u32) -> Result<Reserving, StoreError> {
         let machine = machine.clone();
-        self.write(move |db| Box::pin(reserve(db, machine, clones)))
+        self.commit("reserve", move |db| Box::pin(reserve(db, machine, clones)))
             .await
     }
 
     async fn cloned(&self, name: DesktopName) -> Result<(), StoreError> {
         let change = sqlx::query("UPDATE machine SET cloning = 0 WHERE number = $1");
-        self.run(change.bind(number(name))).await
+        self.run("cloned", change.bind(number(name))).await
     }
 
     async fn reserved(&self) -> Result<Vec<Reserved>, StoreError> {
@@ -192,7 +212,7 @@ impl Machines for Sql {
             .bind(id.to_owned())
             .bind(info.to_owned())
             .bind(number(name));
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("lock", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -201,7 +221,7 @@ impl Machines for Sql {
             "UPDATE machine SET lock_id = NULL, lock = NULL WHERE number = $1 AND (lock_id IS NULL OR lock_id = $2)",
         );
         let change = change.bind(number(name)).bind(id.to_owned());
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("unlock", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -212,7 +232,7 @@ impl Machines for Sql {
             .bind(state.to_owned())
             .bind(number(name))
             .bind(id.to_owned());
-        self.write(move |db| Box::pin(under_lock(db, name, change)))
+        self.commit("save", move |db| Box::pin(under_lock(db, name, change)))
             .await
     }
 
@@ -227,7 +247,7 @@ impl Machines for Sql {
 
     async fn release(&self, name: DesktopName) -> Result<(), StoreError> {
         let change = sqlx::query("DELETE FROM machine WHERE number = $1");
-        self.run(change.bind(number(name))).await
+        self.run("release", change.bind(number(name))).await
     }
 }
 
@@ -235,7 +255,8 @@ impl Machines for Sql {
 impl Words for Sql {
     async fn keep(&self, words: &Kept) -> Result<(), StoreError> {
         let words = words.clone();
-        self.write(move |db| Box::pin(keep(db, words))).await
+        self.commit("words", move |db| Box::pin(keep(db, words)))
+            .await
     }
 
     async fn kept(&self, whose: Whose) -> Result<Vec<Kept>, StoreError> {
@@ -271,7 +292,7 @@ impl Receipts for Sql {
             .bind(number(removal.desktop))
             .bind(session.to_string())
             .bind(to_json(removal)?);
-        self.run(change).await
+        self.run("receipt", change).await
     }
 
     async fn receipts(&self, whose: Whose) -> Result<Vec<(SessionId, Removal)>, StoreError> {
@@ -290,12 +311,75 @@ impl Receipts for Sql {
 }
 
 #[async_trait]
+impl Strays for Sql {
+    async fn sight(&self, place: &Place, look: Look) -> Result<Vec<(Turn, Stray)>, StoreError> {
+        let place = place.clone();
+        self.commit("sight", move |db| Box::pin(sight(db, place, look)))
+            .await
+    }
+
+    async fn begin_removal(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET tried_us = $4, why = NULL WHERE provider = $1 AND host = $2 AND number = $3 AND over_us IS NULL
+                AND quarantined_us IS NOT NULL AND kept_us IS NULL AND tried_us IS NOT DISTINCT FROM $5",
+        );
+        let change = of_stray(change, stray)
+            .bind(now.as_microsecond())
+            .bind(us(stray.tried_at));
+        Ok(self.changed("stray", change).await? > 0)
+    }
+
+    async fn removal_failed(&self, stray: &Stray, why: &str) -> Result<(), StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET why = $4 WHERE provider = $1 AND host = $2 AND number = $3 AND over_us IS NULL",
+        );
+        self.run("stray", of_stray(change, stray).bind(without_nul(why)))
+            .await
+    }
+
+    async fn removed(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
+        let change = sqlx::query(
+            "UPDATE stray SET over_us = $4, outcome = 'removed' WHERE provider = $1 AND host = $2 AND number = $3
+                AND over_us IS NULL AND tried_us IS NOT NULL",
+        );
+        let change = of_stray(change, stray).bind(now.as_microsecond());
+        Ok(self.changed("stray", change).await? > 0)
+    }
+
+    async fn keep_stray(
+        &self,
+        desktop: DesktopName,
+        at: Option<Timestamp>,
+    ) -> Result<u64, StoreError> {
+        let change =
+            sqlx::query("UPDATE stray SET kept_us = $1 WHERE number = $2 AND over_us IS NULL");
+        self.changed("stray", change.bind(us(at)).bind(number(desktop)))
+            .await
+    }
+
+    async fn strays(&self) -> Result<Vec<Stray>, StoreError> {
+        let all = sqlx::query("SELECT * FROM stray");
+        let rows = all.fetch_all(&self.readers).await?;
+        let mut strays: Vec<_> = rows.iter().map(read_stray).collect::<Result<_, _>>()?;
+        // Here: databases have orders of text of their own.
+        strays.sort_by(|a, b| (&a.place, a.desktop).cmp(&(&b.place, b.desktop)));
+        Ok(strays)
+    }
+
+    async fn forget_strays(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let change = sqlx::query("DELETE FROM stray WHERE over_us < $1");
+        self.changed("stray", change.bind(before.as_microsecond()))
+            .await
+    }
+}
+
+#[async_trait]
 impl Pulse for Sql {
     async fn beat(&self, now: Timestamp) -> Result<(), StoreError> {
         let change = sqlx::query(
             "INSERT INTO pulse (id, at_us) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET at_us = excluded.at_us",
         );
-        self.run(change.bind(now.as_microsecond())).await
+        self.run("pulse", change.bind(now.as_microsecond())).await
     }
 
     async fn tally(&self) -> Result<Tally, StoreError> {
@@ -321,52 +405,161 @@ impl Pulse for Sql {
 type Query = sqlx::query::Query<'static, super::Database, super::Arguments>;
 
 impl Sql {
+    /// Makes an intent, between points of that name; durable when this returns.
+    async fn commit<T: Send + 'static>(
+        &self,
+        what: &str,
+        intent: impl for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, StoreError>>
+        + Send
+        + 'static,
+    ) -> Result<T, StoreError> {
+        around(&format!("commit {what}"), self.write(intent)).await
+    }
+
     /// One statement, whatever it changed.
-    async fn run(&self, change: Query) -> Result<(), StoreError> {
-        self.write(move |db| {
-            Box::pin(async move {
-                change.execute(db).await?;
-                Ok(())
-            })
+    async fn run(&self, what: &str, change: Query) -> Result<(), StoreError> {
+        self.changed(what, change).await.map(drop)
+    }
+
+    /// One statement; how many rows it changed.
+    async fn changed(&self, what: &str, change: Query) -> Result<u64, StoreError> {
+        self.commit(what, move |db| {
+            Box::pin(async move { Ok(change.execute(db).await?.rows_affected()) })
         })
         .await
     }
 }
 
-async fn accept(
+/// One statement for each table, whatever the number of wishes.
+async fn accept_all(
     db: &mut Connection,
-    mut record: Record,
-    idempotency: Option<Idempotency>,
+    wishes: Vec<(Record, Option<Idempotency>)>,
     max_queued: u32,
-) -> Result<Accepted, StoreError> {
+) -> Result<Vec<Accepted>, StoreError> {
     alone(db, "accept").await?;
-    if let Some(key) = &idempotency
-        && let Some(before) = before(db, key).await?
-    {
-        return Ok(before);
-    }
-    let queued: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE phase = 'queued'")
+    let keys: Vec<_> = wishes.iter().filter_map(|(_, key)| key.as_ref()).collect();
+    let mut known = before(db, &keys).await?;
+    let mut queued: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE phase = 'queued'")
         .fetch_one(&mut *db)
         .await?;
-    if queued >= i64::from(max_queued) {
-        return Ok(Accepted::Full);
+    let mut rows = Vec::with_capacity(wishes.len());
+    let mut accepted = Vec::with_capacity(wishes.len());
+    for (mut record, key) in wishes {
+        if let Some(before) = key.as_ref().and_then(|key| known.accepted(key)) {
+            accepted.push(before);
+            continue;
+        }
+        if queued >= i64::from(max_queued) {
+            accepted.push(Accepted::Full);
+            continue;
+        }
+        queued += 1;
+        record.queue_position = u32::try_from(queued).ok();
+        let row = NewRow::of(&record, key.as_ref())?;
+        if let Some(key) = key {
+            known.now(key, &record);
+        }
+        rows.push(row);
+        accepted.push(Accepted::New(Box::new(record)));
     }
-    record.queue_position = u32::try_from(queued + 1).ok();
-    insert_session(db, &record).await?;
-    save_parts(db, &record).await?;
-    append_event(db, &record, record.created_at).await?;
-    if let Some(key) = idempotency {
-        sqlx::query(
-            "INSERT INTO idempotency (key_sha256, request_sha256, session_id) VALUES ($1, $2, $3)",
-        )
-        .bind(key.key_sha256)
-        .bind(key.request_sha256)
-        .bind(record.id.to_string())
-        .execute(&mut *db)
-        .await?;
+    if !rows.is_empty() {
+        let rows = to_json(&rows)?;
+        for insert in [NEW_SESSIONS, NEW_STAGES, NEW_EVENTS, NEW_KEYS] {
+            sqlx::query(insert)
+                .bind(rows.clone())
+                .execute(&mut *db)
+                .await?;
+        }
     }
-    Ok(Accepted::New(Box::new(record)))
+    Ok(accepted)
 }
+
+/// What a new session puts into the tables.
+#[derive(Serialize)]
+struct NewRow {
+    id: String,
+    origin: String,
+    template: String,
+    provider: String,
+    user: String,
+    language: Option<String>,
+    time_zone: Option<String>,
+    keyboard: Option<String>,
+    phase: String,
+    seq: u64,
+    created_us: i64,
+    expires_us: i64,
+    activity_us: i64,
+    queue_position: Option<u32>,
+    expected: String,
+    owner: Option<String>,
+    fence: u64,
+    /// It has one.
+    stage: String,
+    expected_ms: Option<i64>,
+    event: String,
+    key: Option<String>,
+    request: Option<String>,
+}
+
+impl NewRow {
+    fn of(record: &Record, key: Option<&Idempotency>) -> Result<Self, StoreError> {
+        let wish = &record.wish;
+        let stage = record.stages.last();
+        Ok(Self {
+            id: record.id.to_string(),
+            origin: text(&wish.origin)?,
+            template: wish.template.clone(),
+            provider: wish.provider.clone(),
+            user: wish.user.clone(),
+            language: wish.language.clone(),
+            time_zone: wish.time_zone.clone(),
+            keyboard: wish.keyboard.clone(),
+            phase: text(&record.phase)?,
+            seq: record.seq,
+            created_us: record.created_at.as_microsecond(),
+            expires_us: record.expires_at.as_microsecond(),
+            activity_us: record.last_activity.as_microsecond(),
+            queue_position: record.queue_position,
+            expected: to_json(&record.expected)?,
+            owner: record.owner.as_ref().map(|o| o.0.clone()),
+            fence: record.fence,
+            stage: text(&record.stage())?,
+            expected_ms: stage.and_then(|stage| ms(stage.expected_ms)),
+            event: to_json(&record.view())?,
+            key: key.map(|key| key.key_sha256.clone()),
+            request: key.map(|key| key.request_sha256.clone()),
+        })
+    }
+}
+
+const NEW_SESSIONS: &str = concat!(
+    "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
+        created_us, expires_us, activity_us, queue_position, expected, owner, fence)
+     SELECT value->>'id', value->>'origin', value->>'template', value->>'provider', value->>'user', value->>'language',
+        value->>'time_zone', value->>'keyboard', value->>'phase', CAST(value->>'seq' AS bigint),
+        CAST(value->>'created_us' AS bigint), CAST(value->>'expires_us' AS bigint), CAST(value->>'activity_us' AS bigint),
+        CAST(value->>'queue_position' AS bigint), value->>'expected', value->>'owner', CAST(value->>'fence' AS bigint)
+     FROM ",
+    rows!()
+);
+const NEW_STAGES: &str = concat!(
+    "INSERT INTO stage (session_id, place, name, started_us, expected_ms)
+     SELECT value->>'id', 0, value->>'stage', CAST(value->>'created_us' AS bigint), CAST(value->>'expected_ms' AS bigint)
+     FROM ",
+    rows!()
+);
+const NEW_EVENTS: &str = concat!(
+    "INSERT INTO event (session_id, seq, at_us, body)
+     SELECT value->>'id', CAST(value->>'seq' AS bigint), CAST(value->>'created_us' AS bigint), value->>'event' FROM ",
+    rows!()
+);
+const NEW_KEYS: &str = concat!(
+    "INSERT INTO idempotency (key_sha256, request_sha256, session_id)
+     SELECT value->>'key', value->>'request', value->>'id' FROM ",
+    rows!(),
+    " WHERE value->>'key' IS NOT NULL"
+);
 
 async fn update(
     db: &mut Connection,
@@ -378,9 +571,11 @@ async fn update(
     let Some(mut record) = load(db, id).await? else {
         return Ok(None);
     };
+    let was = record.clone();
     let changed = change(&mut record);
     if changed != Change::Nothing {
-        save(db, &mut record, changed, now).await?;
+        failpoints::before(|| record.commit());
+        save(db, &was, &mut record, changed, now).await?;
     }
     Ok(Some((record, changed)))
 }
@@ -414,39 +609,104 @@ async fn plan_next(
         .ok()
         .and_then(DesktopName::from_number)
         .ok_or(StoreError::NoNames)?;
+    let was = record.clone();
     record.take(&me);
     if record.plan(name, now).is_err() {
         return Ok(None);
     }
-    save(db, &mut record, Change::Told, now).await?;
+    failpoints::before(|| record.commit());
+    save(db, &was, &mut record, Change::Told, now).await?;
     Ok(Some(record))
 }
 
-async fn renumber_queue(db: &mut Connection, now: Timestamp) -> Result<Vec<Record>, StoreError> {
+async fn renumber_queue(
+    db: &mut Connection,
+    after: u32,
+    most: u32,
+    now: Timestamp,
+) -> Result<Vec<Record>, StoreError> {
     alone(db, "renumber").await?;
     let moved: Vec<(String, i64)> = sqlx::query_as(
         "SELECT id, place FROM (
              SELECT id, queue_position, row_number() OVER (ORDER BY created_us, id) AS place
              FROM session WHERE phase = 'queued') AS queue
-         WHERE queue_position IS DISTINCT FROM place ORDER BY place",
+         WHERE place > $1 AND queue_position IS DISTINCT FROM place ORDER BY place LIMIT $2",
     )
+    .bind(i64::from(after))
+    .bind(i64::from(most))
     .fetch_all(&mut *db)
     .await?;
-    let mut records = Vec::with_capacity(moved.len());
-    for (id, place) in moved {
-        let id = parse(&id)?;
-        hold(db, id).await?;
-        // It may have left the queue before it was held.
-        if let Some(mut record) = load(db, id).await?
-            && record.phase == SessionPhase::Queued
-        {
-            record.queue_position = u32::try_from(place).ok();
-            save(db, &mut record, Change::Told, now).await?;
-            records.push(record);
-        }
+    if moved.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(records)
+    let ids: Vec<_> = moved.iter().map(|(id, _)| id.clone()).collect();
+    let places: HashMap<_, _> = moved.into_iter().collect();
+    hold_all(db, &to_json(&Id::of(&ids))?).await?;
+    let mut moved = load_all(db, ids).await?;
+    // Some may have left the queue before they were held.
+    moved.retain(|record| record.phase == SessionPhase::Queued);
+    for record in &mut moved {
+        let place = places.get(&record.id.to_string());
+        record.queue_position = place.and_then(|place| u32::try_from(*place).ok());
+        record.seq += 1;
+    }
+    let rows: Result<Vec<_>, StoreError> = moved.iter().map(|r| Moved::of(r, now)).collect();
+    let rows = to_json(&rows?)?;
+    for change in [MOVED_SESSIONS, MOVED_EVENTS] {
+        sqlx::query(change)
+            .bind(rows.clone())
+            .execute(&mut *db)
+            .await?;
+    }
+    tell_all(db, &rows).await?;
+    Ok(moved)
 }
+
+/// A session by its id, in an array for [`rows!`].
+#[derive(Serialize)]
+struct Id<'a> {
+    id: &'a str,
+}
+
+impl<'a> Id<'a> {
+    fn of(ids: &'a [String]) -> Vec<Self> {
+        ids.iter().map(|id| Self { id }).collect()
+    }
+}
+
+/// Another place in the queue, and its event.
+#[derive(Serialize)]
+struct Moved {
+    id: String,
+    seq: u64,
+    queue_position: Option<u32>,
+    at_us: i64,
+    event: String,
+}
+
+impl Moved {
+    fn of(record: &Record, now: Timestamp) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: record.id.to_string(),
+            seq: record.seq,
+            queue_position: record.queue_position,
+            at_us: now.as_microsecond(),
+            event: to_json(&record.view())?,
+        })
+    }
+}
+
+const MOVED_SESSIONS: &str = concat!(
+    "UPDATE session SET seq = CAST(value->>'seq' AS bigint), queue_position = CAST(value->>'queue_position' AS bigint)
+     FROM ",
+    rows!(),
+    " WHERE session.id = value->>'id'"
+);
+const MOVED_EVENTS: &str = concat!(
+    "INSERT INTO event (session_id, seq, at_us, body)
+     SELECT value->>'id', CAST(value->>'seq' AS bigint), CAST(value->>'at_us' AS bigint), value->>'event' FROM ",
+    rows!()
+);
 
 async fn forget(db: &mut Connection, before: Timestamp) -> Result<u64, StoreError> {
     alone(db, "forget").await?;
@@ -572,6 +832,73 @@ async fn keep(db: &mut Connection, words: Kept) -> Result<(), StoreError> {
     Ok(())
 }
 
+async fn sight(
+    db: &mut Connection,
+    place: Place,
+    look: Look,
+) -> Result<Vec<(Turn, Stray)>, StoreError> {
+    alone(db, "sight").await?;
+    let rows = sqlx::query("SELECT * FROM stray WHERE provider = $1 AND host = $2")
+        .bind(place.provider.clone())
+        .bind(place.host.clone())
+        .fetch_all(&mut *db)
+        .await?;
+    let mut known = BTreeMap::new();
+    for row in &rows {
+        let stray = read_stray(row)?;
+        known.insert(stray.desktop, stray);
+    }
+    let turns = strays::seen(&place, &known, &look);
+    for (_, stray) in &turns {
+        let change = sqlx::query(
+            "INSERT INTO stray (provider, host, number, first_us, last_us, quarantined_us, kept_us, tried_us, why, over_us, outcome)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (provider, host, number) DO UPDATE SET first_us = excluded.first_us, last_us = excluded.last_us,
+                quarantined_us = excluded.quarantined_us, kept_us = excluded.kept_us, tried_us = excluded.tried_us,
+                why = excluded.why, over_us = excluded.over_us, outcome = excluded.outcome",
+        );
+        of_stray(change, stray)
+            .bind(stray.first_seen.as_microsecond())
+            .bind(stray.last_seen.as_microsecond())
+            .bind(us(stray.quarantined_at))
+            .bind(us(stray.kept_at))
+            .bind(us(stray.tried_at))
+            .bind(stray.why.clone())
+            .bind(us(stray.over.map(|over| over.0)))
+            .bind(stray.over.map(|over| text(&over.1)).transpose()?)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(turns)
+}
+
+/// Binds its key, the first three parameters.
+fn of_stray(change: Query, stray: &Stray) -> Query {
+    change
+        .bind(stray.place.provider.clone())
+        .bind(stray.place.host.clone())
+        .bind(number(stray.desktop))
+}
+
+fn read_stray(row: &Row) -> Result<Stray, StoreError> {
+    let outcome = row.try_get::<Option<String>, _>("outcome")?;
+    let outcome: Option<Outcome> = outcome.map(enumerated).transpose()?;
+    Ok(Stray {
+        place: Place {
+            provider: row.try_get("provider")?,
+            host: row.try_get("host")?,
+        },
+        desktop: desktop_name(row.try_get("number")?)?,
+        first_seen: time(row, "first_us")?,
+        last_seen: time(row, "last_us")?,
+        quarantined_at: maybe_time(row, "quarantined_us")?,
+        kept_at: maybe_time(row, "kept_us")?,
+        tried_at: maybe_time(row, "tried_us")?,
+        why: row.try_get("why")?,
+        over: maybe_time(row, "over_us")?.zip(outcome),
+    })
+}
+
 /// PostgreSQL's text cannot hold one.
 fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
@@ -656,20 +983,50 @@ fn event(row: &Row) -> Result<SessionEvent, StoreError> {
     })
 }
 
-async fn before(db: &mut Connection, key: &Idempotency) -> Result<Option<Accepted>, StoreError> {
-    let row = sqlx::query(
-        "SELECT i.request_sha256, e.seq, e.at_us, e.body
-         FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
-         WHERE i.key_sha256 = $1",
-    )
-    .bind(&key.key_sha256)
-    .fetch_optional(&mut *db)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    if row.try_get::<String, _>("request_sha256")? != key.request_sha256 {
-        return Ok(Some(Accepted::Mismatch));
+/// What keys were used for: the request's SHA-256, and the first event of its session.
+#[derive(Default)]
+struct Used(HashMap<String, (String, SessionEvent)>);
+
+impl Used {
+    fn accepted(&self, key: &Idempotency) -> Option<Accepted> {
+        let (request, first) = self.0.get(&key.key_sha256)?;
+        if *request != key.request_sha256 {
+            return Some(Accepted::Mismatch);
+        }
+        Some(Accepted::Again(Box::new(first.clone())))
     }
-    Ok(Some(Accepted::Again(Box::new(event(&row)?))))
+
+    /// This one is used for a new session.
+    fn now(&mut self, key: Idempotency, record: &Record) {
+        let first = SessionEvent {
+            seq: record.seq,
+            at: record.created_at,
+            session: record.view(),
+        };
+        self.0.insert(key.key_sha256, (key.request_sha256, first));
+    }
+}
+
+async fn before(db: &mut Connection, keys: &[&Idempotency]) -> Result<Used, StoreError> {
+    if keys.is_empty() {
+        return Ok(Used::default());
+    }
+    let ids: Vec<_> = keys.iter().map(|key| key.key_sha256.clone()).collect();
+    let rows = sqlx::query(concat!(
+        "SELECT i.key_sha256, i.request_sha256, e.seq, e.at_us, e.body
+         FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
+         WHERE i.key_sha256 IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ")"
+    ))
+    .bind(to_json(&Id::of(&ids))?)
+    .fetch_all(&mut *db)
+    .await?;
+    let used = rows.iter().map(|row| {
+        let (key, request) = (row.try_get("key_sha256")?, row.try_get("request_sha256")?);
+        Ok((key, (request, event(row)?)))
+    });
+    Ok(Used(used.collect::<Result<_, StoreError>>()?))
 }
 
 async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, StoreError> {
@@ -687,11 +1044,57 @@ async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, Stor
         .bind(id.to_string())
         .fetch_all(&mut *db)
         .await?;
+    let desktop = desktop.as_ref().map(read_desktop).transpose()?;
+    let stages = stages.iter().map(read_stage).collect::<Result<_, _>>()?;
+    Ok(Some(read_session(&row, desktop, stages)?))
+}
+
+/// Sessions that there are, in that order.
+async fn load_all(db: &mut Connection, ids: Vec<String>) -> Result<Vec<Record>, StoreError> {
+    let wanted = to_json(&Id::of(&ids))?;
+    let sessions = sqlx::query(concat!(
+        "SELECT * FROM session WHERE id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ")"
+    ));
+    let desktops = sqlx::query(concat!(
+        "SELECT * FROM desktop WHERE session_id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY number"
+    ));
+    let stages = sqlx::query(concat!(
+        "SELECT * FROM stage WHERE session_id IN (SELECT value->>'id' FROM ",
+        rows!(),
+        ") ORDER BY session_id, place"
+    ));
+    let mut of: HashMap<String, (Option<Desktop>, Vec<Stage>)> = HashMap::new();
+    for row in &desktops.bind(wanted.clone()).fetch_all(&mut *db).await? {
+        // The last is the one.
+        of.entry(row.try_get("session_id")?).or_default().0 = Some(read_desktop(row)?);
+    }
+    for row in &stages.bind(wanted.clone()).fetch_all(&mut *db).await? {
+        let stages = &mut of.entry(row.try_get("session_id")?).or_default().1;
+        stages.push(read_stage(row)?);
+    }
+    let mut found = HashMap::with_capacity(ids.len());
+    for row in &sessions.bind(wanted).fetch_all(&mut *db).await? {
+        let id: String = row.try_get("id")?;
+        let (desktop, stages) = of.remove(&id).unwrap_or_default();
+        found.insert(id, read_session(row, desktop, stages)?);
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+}
+
+fn read_session(
+    row: &Row,
+    desktop: Option<Desktop>,
+    stages: Vec<Stage>,
+) -> Result<Record, StoreError> {
     let end_reason = row.try_get::<Option<String>, _>("end_reason")?;
     let failure = row.try_get::<Option<String>, _>("failure")?;
     let queue_position: Option<i64> = row.try_get("queue_position")?;
-    Ok(Some(Record {
-        id,
+    Ok(Record {
+        id: parse(row.try_get("id")?)?,
         wish: Wish {
             origin: enumerated(row.try_get("origin")?)?,
             template: row.try_get("template")?,
@@ -703,23 +1106,23 @@ async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, Stor
         },
         phase: enumerated(row.try_get("phase")?)?,
         seq: u64::try_from(row.try_get::<i64, _>("seq")?).map_err(unreadable)?,
-        created_at: time(&row, "created_us")?,
-        expires_at: time(&row, "expires_us")?,
-        last_activity: time(&row, "activity_us")?,
-        heartbeat_at: maybe_time(&row, "heartbeat_us")?,
-        ready_at: maybe_time(&row, "ready_us")?,
-        disconnected_at: maybe_time(&row, "disconnected_us")?,
-        keep_until: maybe_time(&row, "keep_us")?,
-        ends_at: maybe_time(&row, "ends_us")?,
+        created_at: time(row, "created_us")?,
+        expires_at: time(row, "expires_us")?,
+        last_activity: time(row, "activity_us")?,
+        heartbeat_at: maybe_time(row, "heartbeat_us")?,
+        ready_at: maybe_time(row, "ready_us")?,
+        disconnected_at: maybe_time(row, "disconnected_us")?,
+        keep_until: maybe_time(row, "keep_us")?,
+        ends_at: maybe_time(row, "ends_us")?,
         queue_position: queue_position.and_then(|p| u32::try_from(p).ok()),
         expected: json(row.try_get("expected")?)?,
         end_reason: end_reason.map(enumerated).transpose()?,
         failure: failure.as_deref().map(json).transpose()?,
-        desktop: desktop.as_ref().map(read_desktop).transpose()?,
-        stages: stages.iter().map(read_stage).collect::<Result<_, _>>()?,
+        desktop,
+        stages,
         owner: row.try_get::<Option<String>, _>("owner")?.map(ReplicaId),
         fence: u64::try_from(row.try_get::<i64, _>("fence")?).map_err(unreadable)?,
-    }))
+    })
 }
 
 fn read_desktop(row: &Row) -> Result<Desktop, StoreError> {
@@ -749,38 +1152,10 @@ fn read_stage(row: &Row) -> Result<Stage, StoreError> {
     })
 }
 
-async fn insert_session(db: &mut Connection, record: &Record) -> Result<(), StoreError> {
-    let wish = &record.wish;
-    sqlx::query(
-        "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
-            created_us, expires_us, activity_us, queue_position, expected, owner, fence)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-    )
-    .bind(record.id.to_string())
-    .bind(text(&wish.origin)?)
-    .bind(&wish.template)
-    .bind(&wish.provider)
-    .bind(&wish.user)
-    .bind(&wish.language)
-    .bind(&wish.time_zone)
-    .bind(&wish.keyboard)
-    .bind(text(&record.phase)?)
-    .bind(i64::try_from(record.seq).unwrap_or(i64::MAX))
-    .bind(record.created_at.as_microsecond())
-    .bind(record.expires_at.as_microsecond())
-    .bind(record.last_activity.as_microsecond())
-    .bind(record.queue_position.map(i64::from))
-    .bind(to_json(&record.expected)?)
-    .bind(record.owner.as_ref().map(|o| o.0.clone()))
-    .bind(i64::try_from(record.fence).unwrap_or(i64::MAX))
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
 /// Writes a changed record, and its event if it is to be told.
 async fn save(
     db: &mut Connection,
+    was: &Record,
     record: &mut Record,
     change: Change,
     now: Timestamp,
@@ -811,16 +1186,18 @@ async fn save(
     .bind(record.id.to_string())
     .execute(&mut *db)
     .await?;
-    save_parts(&mut *db, record).await?;
+    save_parts(&mut *db, was, record).await?;
     if change == Change::Told {
         append_event(&mut *db, record, now).await?;
     }
     tell(db, record.id).await
 }
 
-/// Writes the desktop and the stages.
-async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreError> {
-    if let Some(desktop) = &record.desktop {
+/// Writes the desktop and the stages, as far as they changed.
+async fn save_parts(db: &mut Connection, was: &Record, record: &Record) -> Result<(), StoreError> {
+    if let Some(desktop) = &record.desktop
+        && was.desktop.as_ref() != Some(desktop)
+    {
         let (address, certificate) = desktop.announced().unzip();
         sqlx::query(
             "INSERT INTO desktop (number, session_id, provider, phase, created_us, claimed_us, destroying_us, address,
@@ -845,11 +1222,16 @@ async fn save_parts(db: &mut Connection, record: &Record) -> Result<(), StoreErr
         .execute(&mut *db)
         .await?;
     }
-    sqlx::query("DELETE FROM stage WHERE session_id = $1")
-        .bind(record.id.to_string())
-        .execute(&mut *db)
-        .await?;
-    for (place, stage) in (0_i64..).zip(&record.stages) {
+    let kept = record.stages.iter().zip(&was.stages);
+    let kept = kept.take_while(|(stage, was)| stage == was).count();
+    if kept < was.stages.len() {
+        sqlx::query("DELETE FROM stage WHERE session_id = $1 AND place >= $2")
+            .bind(record.id.to_string())
+            .bind(i64::try_from(kept).unwrap_or(i64::MAX))
+            .execute(&mut *db)
+            .await?;
+    }
+    for (place, stage) in (0_i64..).zip(&record.stages).skip(kept) {
         sqlx::query(
             "INSERT INTO stage (session_id, place, name, started_us, duration_ms, expected_ms, progress)
              VALUES ($1, $2, $3, $4, $5, $6, $7)",

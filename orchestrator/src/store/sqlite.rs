@@ -1,7 +1,8 @@
 //! The store on SQLite: one file, WAL, `synchronous=FULL` (a committed change survives a power cut), one writer.
 //!
 //! # Guarantees
-//! * Changes that wait for the disk at the same time share its flush ([`super::writer`]).
+//! * Changes that wait for the disk at the same time share its flush ([`super::writer`]). What moves them from the log to their place
+//!   does so beside them: they do not wait for that.
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
 use super::replicas::{ReplicaId, Replicas};
@@ -20,7 +21,17 @@ use sqlx::{Connection as _, Sqlite, Transaction};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The objects of a JSON array, one a row, as `value`.
+macro_rules! rows {
+    () => {
+        "json_each($1)"
+    };
+}
 
 #[path = "sql.rs"]
 mod sql;
@@ -33,8 +44,14 @@ type Sql = SqliteStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
+/// Pages in the log (64 MiB) after which whoever commits moves them, if nobody did before.
+const LOG_PAGES: &str = "16384";
+/// How often somebody does.
+const MOVED: Duration = Duration::from_secs(1);
+
 /// The session that waits longest without a desktop; not one of the templates in a JSON array.
-const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing')
+/// That none of them is over is said for the index of those that are not.
+const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')
        AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')
        AND template NOT IN (SELECT value FROM json_each($1))
      ORDER BY created_us, id LIMIT 1";
@@ -54,6 +71,7 @@ const HIGHEST: &str =
 pub struct SqliteStore {
     /// None: it was opened to be read.
     writer: Option<Writer>,
+    mover: Option<Arc<Mover>>,
     readers: SqlitePool,
     schema: Schema,
     me: ReplicaId,
@@ -70,15 +88,18 @@ impl SqliteStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", LOG_PAGES)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let (db, schema) = open_writer(&options).await.map_err(damaged)?;
+        let mover = Mover::start(SqliteConnection::connect_with(&options).await?);
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         Ok(Self {
             writer: Some(Writer::start(db)),
+            mover: Some(Arc::new(mover)),
             readers,
             schema,
             me: ReplicaId::one(),
@@ -107,6 +128,7 @@ impl SqliteStore {
             .await?;
         Ok(Self {
             writer: None,
+            mover: None,
             readers,
             schema: Schema::default(),
             me: ReplicaId::one(),
@@ -155,9 +177,48 @@ impl SqliteStore {
     /// Makes what waits, and lets go of the file.
     pub async fn close(&self) {
         self.readers.close().await;
+        if let Some(mover) = &self.mover {
+            mover.close().await;
+        }
         if let Some(writer) = &self.writer {
             writer.close().await;
         }
+    }
+}
+
+/// Moves what was committed from the log into the database's file, every now and then; ends with the store.
+#[derive(Debug)]
+struct Mover {
+    closing: CancellationToken,
+    task: Mutex<JoinSet<()>>,
+}
+
+impl Mover {
+    fn start(mut db: SqliteConnection) -> Self {
+        let (closing, mut task) = (CancellationToken::new(), JoinSet::new());
+        let closed = closing.clone();
+        task.spawn(async move {
+            while closed
+                .run_until_cancelled(tokio::time::sleep(MOVED))
+                .await
+                .is_some()
+            {
+                // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
+                let _ = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+                    .execute(&mut db)
+                    .await;
+            }
+            // The last who closes leaves the whole in one file.
+            let _ = db.close().await;
+        });
+        let task = Mutex::new(task);
+        Self { closing, task }
+    }
+
+    async fn close(&self) {
+        self.closing.cancel();
+        let task = std::mem::take(&mut *self.task.lock().unwrap_or_else(PoisonError::into_inner));
+        task.join_all().await;
     }
 }
 
@@ -240,8 +301,18 @@ async fn tell(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The same of several.
+async fn tell_all(_: &mut Connection, _: &str) -> Result<(), StoreError> {
+    Ok(())
+}
+
 /// There is one writer: what it reads stays as it is.
 async fn hold(_: &mut Connection, _: SessionId) -> Result<(), StoreError> {
+    Ok(())
+}
+
+/// As [`hold`], of all whose `id` is in a JSON array of objects.
+async fn hold_all(_: &mut Connection, _: &str) -> Result<(), StoreError> {
     Ok(())
 }
 

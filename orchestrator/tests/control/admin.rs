@@ -150,3 +150,38 @@ fn nobody_but_the_owner_of_the_state_reaches_the_administrators_socket() {
     assert_eq!(over_tcp.unwrap().status(), 404);
     drop(service);
 }
+
+#[tokio::test]
+async fn what_nobody_owns_is_looked_for_at_once_and_told_in_words_and_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, url) = configured(dir.path());
+    let refused = refuses(&["reap"], &config);
+    assert!(refused.contains("does not run"), "{refused}");
+    let service = serve(dir.path(), &config, &url).await;
+    let orphan = "desktop-0000001";
+    let file = dir.path().join(format!("state/simulated/{orphan}.json"));
+    std::fs::write(&file, "{}").unwrap();
+    until("it is removed", async || {
+        let reports: serde_json::Value =
+            serde_json::from_str(&prints(&["reap", "--json"], &config)).unwrap();
+        assert_eq!(reports[0]["provider"], "simulated", "{reports}");
+        (!file.exists()).then_some(())
+    })
+    .await;
+    let said = prints(&["reap"], &config);
+    assert_eq!(said, "simulated: 0 shown\n");
+    let said = prints(&["list", "--strays"], &config);
+    assert!(said.starts_with(&format!("{orphan}  removed ")), "{said}");
+    assert_eq!(prints(&["list"], &config), "");
+    let refused = refuses(&["keep", orphan], &config);
+    assert!(
+        refused.contains("none of those that nobody owns"),
+        "{refused}"
+    );
+    drop(service);
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    for event in ["reaper.found", "reaper.quarantined", "reaper.removed"] {
+        let line = format!("event=\"{event}\" desktop={orphan}");
+        assert!(log.contains(&line), "{event}: {log}");
+    }
+}

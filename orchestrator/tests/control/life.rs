@@ -384,7 +384,12 @@ async fn what_cannot_be_made_now_is_refused_at_once() {
     let request = CreateSession::default();
     let first = house.client.create(&request, "before").await.unwrap();
     house.machines.inject(Fault::Unavailable, None);
-    let refused = house.client.create(&request, "after").await.unwrap_err();
+    // What was found a moment ago counts for a moment.
+    let refused = until("refused", async || {
+        let key = mayfly_api::SessionId::new().to_string();
+        house.client.create(&request, &key).await.err()
+    });
+    let refused = refused.await;
     assert_eq!(refused.code(), Some(ProblemCode::ProviderUnavailable));
     assert!(
         refused.to_string().contains("provider.simulated.fault"),

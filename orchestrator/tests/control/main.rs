@@ -8,19 +8,20 @@
 mod admin;
 mod api;
 mod bad_input;
-#[path = "../store/cluster.rs"]
-mod cluster;
 mod crash;
 mod damage;
 mod health;
 mod house;
 mod life;
+mod many;
 mod packaging;
 mod postgres;
 mod process;
 mod prototype;
 mod provider;
+mod reaper;
 mod receipt;
+mod replicas;
 mod restore;
 mod stuck;
 mod telemetry;

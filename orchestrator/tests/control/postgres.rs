@@ -1,10 +1,10 @@
 //! The program on PostgreSQL: the same life of a session, across a kill, and what an administrator reads of it.
 
-use crate::cluster::Cluster;
 use crate::house::until;
 use crate::process::{Service, configured, run, serve};
 use mayfly_api::{CreateSession, Created, Session, SessionPhase};
 use mayfly_orchestrator::secret::Secrets;
+use mayfly_postgres::Cluster;
 use secrecy::ExposeSecret;
 use std::os::unix::fs::PermissionsExt;
 

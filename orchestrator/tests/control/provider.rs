@@ -7,8 +7,10 @@ use mayfly_orchestrator::provider::conformance::{
     a_lifetime_ends_by_itself, many_at_once, nothing_is_destroyed_without_complaint,
 };
 use mayfly_orchestrator::provider::simulated::{STEPS, Simulated, SimulatedConfig};
+use mayfly_orchestrator::provider::site::{self, Site};
 use mayfly_orchestrator::provider::{Provider, Steps};
 use std::sync::Arc;
+use tokio::net::UnixListener;
 
 struct Pretended {
     dir: tempfile::TempDir,
@@ -76,6 +78,46 @@ impl World for Pretended {
 #[tokio::test]
 async fn it_conforms() {
     let world = Pretended::new();
+    a_desktop_lives_and_dies(&world).await;
+    nothing_is_destroyed_without_complaint(&world).await;
+    a_crash_between_any_two_steps_leaves_nothing(&world).await;
+    many_at_once(&world).await;
+    a_lifetime_ends_by_itself(&world).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// The same, served as if to another process.
+struct Served(Pretended, tempfile::TempDir);
+
+#[async_trait]
+impl World for Served {
+    fn provider(&self, steps: Steps) -> Arc<dyn Provider> {
+        let socket = self.1.path().join(uuid::Uuid::now_v7().to_string());
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(site::serve(self.0.provider(steps), listener));
+        Arc::new(Site::at(socket))
+    }
+
+    fn create_steps(&self) -> Vec<&'static str> {
+        self.0.create_steps()
+    }
+
+    fn destroy_steps(&self) -> Vec<&'static str> {
+        self.0.destroy_steps()
+    }
+
+    fn size(&self) -> (u32, u32) {
+        self.0.size()
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        self.0.leftovers()
+    }
+}
+
+#[tokio::test]
+async fn machines_of_another_process_conform() {
+    let world = Served(Pretended::new(), tempfile::tempdir().unwrap());
     a_desktop_lives_and_dies(&world).await;
     nothing_is_destroyed_without_complaint(&world).await;
     a_crash_between_any_two_steps_leaves_nothing(&world).await;

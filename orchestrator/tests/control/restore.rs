@@ -1,7 +1,7 @@
 //! An older copy of the database is put in its place: nobody loses a desktop in use, nothing is left, no name comes again.
 
 use crate::crash::{in_phase, orphan};
-use crate::house::{House, quick, until};
+use crate::house::{House, prompt, quick, until};
 use crate::life::slow;
 use mayfly_api::{DesktopName, SessionPhase};
 use mayfly_orchestrator::config::Limits;
@@ -55,7 +55,7 @@ async fn desktops_that_a_restored_copy_does_not_know_are_left_to_their_people() 
 async fn a_copy_that_does_not_say_that_it_is_one_is_known_by_what_is_there() {
     let one = Limits {
         max_desktops: 1,
-        ..Limits::default()
+        ..prompt()
     };
     let mut house = House::with(one, quick()).await;
     house.used(1).await;
@@ -83,7 +83,7 @@ async fn a_copy_that_does_not_say_that_it_is_one_is_known_by_what_is_there() {
 
 #[tokio::test]
 async fn a_desktop_that_a_copy_knows_as_half_made_is_left_to_who_got_it_since() {
-    let mut house = House::with(Limits::default(), slow(DesktopPhase::Booting)).await;
+    let mut house = House::with(prompt(), slow(DesktopPhase::Booting)).await;
     house.used(1).await;
     let mine = house.create().await;
     let desktop = in_phase(&house, &mine, DesktopPhase::Booting).await;

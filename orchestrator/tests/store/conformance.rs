@@ -12,6 +12,7 @@ use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::last_words::LONGEST;
 use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
 use mayfly_orchestrator::store::machines::{Locking, Reserved, Reserving};
+use mayfly_orchestrator::store::strays::{Look, Outcome, Place as At, Stray, Turn};
 use mayfly_orchestrator::store::words::{DESKTOPS, Kept, Whose};
 use mayfly_orchestrator::store::{Accepted, Change, Idempotency, Store};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,11 +23,13 @@ on_every_store!(
     what_was_written_is_read_back,
     a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event,
     places_go_to_who_waits_longest_within_the_limits,
+    those_in_front_are_told_their_places_first_and_each_once,
     a_session_without_room_waits_again_and_lets_other_templates_pass,
     a_number_is_never_used_twice_even_if_its_session_was_forgotten,
     estimates_are_medians_of_what_was,
     the_schema_refuses_what_cannot_be,
     a_request_that_comes_again_is_answered_as_the_first_was,
+    of_wishes_that_come_together_each_is_answered_as_if_it_came_alone,
     a_request_that_comes_many_times_at_once_is_accepted_once,
     of_many_that_come_at_once_no_more_are_accepted_than_may_wait,
     places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_leave,
@@ -43,6 +46,12 @@ on_every_store!(
     of_all_desktops_the_latest_words_are_kept,
     of_a_desktop_the_last_receipt_is_kept_until_its_session_is_forgotten,
     a_beat_is_a_change_that_counts_nothing_and_what_is_there_is_counted_by_phase,
+    what_nobody_owns_is_in_quarantine_from_its_second_sighting_on_and_removed_once,
+    what_turns_out_to_be_owned_or_gone_leaves_and_begins_anew_if_it_is_seen_again,
+    what_is_kept_is_not_removed,
+    places_do_not_know_of_each_other,
+    a_clock_that_was_set_back_keeps_nothing_in_quarantine,
+    of_many_that_look_and_remove_at_once_one_is_told_of_each_turn,
 );
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -165,10 +174,45 @@ async fn places_go_to_who_waits_longest_within_the_limits(place: Place) {
     assert_eq!(planned.id, first.id);
     let none = store.plan_next(&limits, &[], now()).await.unwrap();
     assert!(none.is_none());
-    let moved = store.renumber_queue(now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
     assert_eq!(moved.len(), 1);
     assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
-    assert_eq!(store.renumber_queue(now()).await.unwrap(), []);
+    assert_eq!(store.renumber_queue(0, 1_000, now()).await.unwrap(), []);
+    store.close().await;
+}
+
+async fn those_in_front_are_told_their_places_first_and_each_once(place: Place) {
+    let store = place.open().await;
+    let mut waiting = Vec::new();
+    for second in 0..6 {
+        waiting.push(accept(&store, after(now(), s(second))).await);
+    }
+    // The first and the fourth leave.
+    for left in [3, 0] {
+        let left = waiting.remove(left);
+        change(&store, left.id, now(), |r| {
+            r.end(EndReason::Requested, now()).unwrap();
+            Change::Told
+        })
+        .await;
+    }
+    let told = async |behind, most| {
+        let told = store.renumber_queue(behind, most, now()).await.unwrap();
+        for record in &told {
+            let events = store.events_after(record.id, 1).await.unwrap();
+            assert_eq!(events.len(), 1);
+            assert_eq!(events[0].session, record.view());
+            assert_eq!(store.get(record.id).await.unwrap().as_ref(), Some(record));
+        }
+        let told = told.into_iter().map(|r| (r.id, r.queue_position));
+        told.collect::<Vec<_>>()
+    };
+    let ids: Vec<_> = waiting.iter().map(|r| r.id).collect();
+    let behind = [(ids[2], Some(3)), (ids[3], Some(4))];
+    assert_eq!(told(2, 9).await, behind);
+    assert_eq!(told(0, 1).await, [(ids[0], Some(1))]);
+    assert_eq!(told(0, 9).await, [(ids[1], Some(2))]);
+    assert_eq!(told(0, 9).await, []);
     store.close().await;
 }
 
@@ -184,7 +228,7 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
         Change::Told
     })
     .await;
-    let moved = store.renumber_queue(now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
     let waits = moved[0].view();
     assert_eq!(waits.queue_position, Some(1));
     assert_eq!(waits.stages[0].progress, Some(StageProgress::NoRoom));
@@ -269,6 +313,12 @@ async fn the_schema_refuses_what_cannot_be(place: Place) {
         "INSERT INTO receipt (number, session_id, body) SELECT 1, id, '{' FROM session LIMIT 1",
         "INSERT INTO receipt (number, session_id, body) VALUES (1, 'nobody', '{}')",
         "INSERT INTO pulse (id, at_us) VALUES (2, 0)",
+        "INSERT INTO stray (provider, host, number, first_us, last_us) VALUES ('p', '', -1, 0, 0)",
+        "INSERT INTO stray (provider, host, number, first_us, last_us) VALUES ('p', '', 1, 1, 0)",
+        "INSERT INTO stray (provider, host, number, first_us, last_us, tried_us) VALUES ('p', '', 1, 0, 0, 0)",
+        "INSERT INTO stray (provider, host, number, first_us, last_us, over_us, outcome) VALUES ('p', '', 1, 0, 0, 0, 'removed')",
+        "INSERT INTO stray (provider, host, number, first_us, last_us, over_us) VALUES ('p', '', 1, 0, 0, 0)",
+        "INSERT INTO stray (provider, host, number, first_us, last_us, over_us, outcome) VALUES ('p', '', 1, 0, 0, 0, 'sold')",
         "INSERT INTO event (session_id, seq, at_us, body) SELECT session_id, seq, at_us, body FROM event",
         "INSERT INTO idempotency (key_sha256, request_sha256, session_id) VALUES ('k', 'r', 'nobody')",
     ] {
@@ -314,6 +364,56 @@ async fn a_request_that_comes_again_is_answered_as_the_first_was(place: Place) {
         before(key("b", "r")).await.is_none(),
         "a refusal is not kept"
     );
+    store.close().await;
+}
+
+async fn of_wishes_that_come_together_each_is_answered_as_if_it_came_alone(place: Place) {
+    let store = place.open().await;
+    let new = || asked(Expected::default(), now());
+    let (before, first, second) = (new(), new(), new());
+    store
+        .accept(before.clone(), key("a", "r"), 3)
+        .await
+        .unwrap();
+    let wishes = vec![
+        (first.clone(), key("b", "r")),
+        (new(), key("a", "r")),
+        (new(), key("b", "r")),
+        (new(), key("b", "another request")),
+        (second.clone(), None),
+        (new(), key("c", "r")),
+        (new(), key("a", "another request")),
+    ];
+    let answers = store.accept_all(wishes, 3).await.unwrap();
+    let said: Vec<_> = answers
+        .iter()
+        .map(|answer| match answer {
+            Accepted::New(record) => (Some(record.id), record.queue_position),
+            Accepted::Again(event) => (Some(event.session.id), None),
+            Accepted::Mismatch => (None, Some(0)),
+            Accepted::Full => (None, None),
+        })
+        .collect();
+    let expected = [
+        (Some(first.id), Some(2)),
+        (Some(before.id), None),
+        (Some(first.id), None),
+        (None, Some(0)),
+        (Some(second.id), Some(3)),
+        (None, None),
+        (None, Some(0)),
+    ];
+    assert_eq!(said, expected);
+    let mut live = store.live().await.unwrap();
+    live.sort_by_key(|r| r.queue_position);
+    let ids: Vec<_> = live.iter().map(|r| r.id).collect();
+    assert_eq!(ids, [before.id, first.id, second.id]);
+    for record in live {
+        let events = store.events_after(record.id, 0).await.unwrap();
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].seq, &events[0].session), (1, &record.view()));
+    }
+    assert!(store.accept_all(Vec::new(), 3).await.unwrap().is_empty());
     store.close().await;
 }
 
@@ -387,7 +487,7 @@ async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_l
             while let Some(record) = store.plan_next(&limits, &[], now()).await.unwrap() {
                 planned.push((record.id, record.desktop.unwrap().name()));
             }
-            store.renumber_queue(now()).await.unwrap();
+            store.renumber_queue(0, 1_000, now()).await.unwrap();
             planned
         }
     });
@@ -396,7 +496,7 @@ async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_l
     let names: BTreeSet<_> = planned.iter().map(|p| p.1).collect();
     assert_eq!((planned.len(), sessions.len(), names.len()), (9, 9, 9));
     let store = place.open().await;
-    store.renumber_queue(now()).await.unwrap();
+    store.renumber_queue(0, 1_000, now()).await.unwrap();
     let live = store.live().await.unwrap();
     let waiting: Vec<_> = live.iter().filter_map(|r| r.queue_position).collect();
     assert_eq!(waiting, (1..=11).collect::<Vec<_>>());
@@ -799,4 +899,213 @@ async fn a_beat_is_a_change_that_counts_nothing_and_what_is_there_is_counted_by_
     if !matches!(place, Place::Memory(_)) {
         assert!(store.beat(now()).await.is_err(), "it is closed");
     }
+}
+
+fn at_provider(provider: &str, host: &str) -> At {
+    At {
+        provider: provider.to_owned(),
+        host: host.to_owned(),
+    }
+}
+
+fn name(number: u32) -> DesktopName {
+    DesktopName::from_number(number).unwrap()
+}
+
+/// So many seconds after the first look, these were seen that nobody owns, and these others.
+async fn look(
+    store: &Arc<dyn Store>,
+    at: &At,
+    seconds: u32,
+    unowned: &[u32],
+    others: &[u32],
+) -> Vec<(Turn, Stray)> {
+    let names = |numbers: &[u32]| numbers.iter().copied().map(name).collect();
+    let look = Look {
+        at: after(now(), s(seconds)),
+        unowned: names(unowned),
+        others: names(others),
+        apart: 2 * SECOND,
+    };
+    store.sight(at, look).await.unwrap()
+}
+
+fn turns(seen: &[(Turn, Stray)]) -> Vec<(Turn, u32)> {
+    let turn = |(turn, stray): &(Turn, Stray)| (*turn, stray.desktop.number());
+    seen.iter().map(turn).collect()
+}
+
+async fn what_nobody_owns_is_in_quarantine_from_its_second_sighting_on_and_removed_once(
+    place: Place,
+) {
+    let store = place.open().await;
+    let at = at_provider("p", "");
+    let first = look(&store, &at, 0, &[1, 2], &[]).await;
+    assert_eq!(turns(&first), [(Turn::Found, 1), (Turn::Found, 2)]);
+    let early = look(&store, &at, 1, &[1, 2], &[]).await;
+    assert_eq!(turns(&early), [(Turn::Again, 1), (Turn::Again, 2)]);
+    let (_, seen_once) = &early[0];
+    assert_eq!(seen_once.due(SECOND, SECOND), None);
+    assert!(!store.begin_removal(seen_once, now()).await.unwrap());
+    store.close().await;
+
+    // Another process goes on.
+    let store = place.open().await;
+    let second = look(&store, &at, 2, &[1, 2], &[]).await;
+    let expected = [(Turn::Quarantined, 1), (Turn::Quarantined, 2)];
+    assert_eq!(turns(&second), expected);
+    let third = look(&store, &at, 3, &[1, 2], &[]).await;
+    assert_eq!(turns(&third), [(Turn::Again, 1), (Turn::Again, 2)]);
+    let (_, stray) = &third[0];
+    assert_eq!(stray.first_seen, now());
+    assert_eq!(stray.quarantined_at, Some(after(now(), 2 * SECOND)));
+    assert_eq!(stray.due(SECOND, SECOND), Some(after(now(), 3 * SECOND)));
+
+    let at_last = after(now(), 4 * SECOND);
+    assert!(!store.removed(stray, at_last).await.unwrap(), "not begun");
+    assert!(store.begin_removal(stray, at_last).await.unwrap());
+    assert!(!store.begin_removal(stray, at_last).await.unwrap(), "twice");
+    store
+        .removal_failed(stray, "a \0 in its way")
+        .await
+        .unwrap();
+    let failed = &store.strays().await.unwrap()[0];
+    assert!(failed.why.as_ref().unwrap().ends_with("in its way"));
+    assert_eq!(failed.due(SECOND, 9 * SECOND), stray.due(SECOND, SECOND));
+    assert!(store.begin_removal(failed, at_last).await.unwrap());
+    let again = &store.strays().await.unwrap()[0];
+    assert_eq!((&again.why, again.tried_at), (&None, Some(at_last)));
+    let free = after(at_last, 9 * SECOND);
+    assert_eq!(
+        again.due(SECOND, 9 * SECOND),
+        Some(free),
+        "somebody is at it"
+    );
+    assert!(store.removed(stray, at_last).await.unwrap());
+    assert!(!store.removed(stray, at_last).await.unwrap(), "twice");
+    let over = &store.strays().await.unwrap()[0];
+    assert_eq!(over.over, Some((at_last, Outcome::Removed)));
+    assert_eq!(over.due(SECOND, SECOND), None);
+
+    let after_it = after(at_last, SECOND);
+    assert_eq!(store.forget_strays(at_last).await.unwrap(), 0);
+    assert_eq!(store.forget_strays(after_it).await.unwrap(), 1);
+    let left = store.strays().await.unwrap();
+    assert_eq!(left.len(), 1, "what is not over is not forgotten");
+    assert_eq!(left[0].desktop, name(2));
+    store.close().await;
+}
+
+async fn what_turns_out_to_be_owned_or_gone_leaves_and_begins_anew_if_it_is_seen_again(
+    place: Place,
+) {
+    let store = place.open().await;
+    let at = at_provider("p", "");
+    look(&store, &at, 0, &[1, 2, 3, 4], &[]).await;
+    let seen = look(&store, &at, 2, &[1, 2, 3, 4], &[]).await;
+    for (_, stray) in &seen[2..] {
+        assert!(store.begin_removal(stray, now()).await.unwrap());
+    }
+    store.removal_failed(&seen[3].1, "busy").await.unwrap();
+    let seen = look(&store, &at, 4, &[], &[1]).await;
+    let [released, vanished, removed] =
+        [Outcome::Released, Outcome::Vanished, Outcome::Removed].map(Turn::Over);
+    assert_eq!(
+        turns(&seen),
+        [(released, 1), (vanished, 2), (removed, 3), (vanished, 4)],
+        "whoever removed 3 died before it could say so; 4 went by itself"
+    );
+    assert!(!store.begin_removal(&seen[0].1, now()).await.unwrap());
+    assert_eq!(look(&store, &at, 5, &[], &[1]).await, []);
+
+    let seen = look(&store, &at, 6, &[1], &[]).await;
+    assert_eq!(turns(&seen), [(Turn::Found, 1)]);
+    let again = store.strays().await.unwrap().remove(0);
+    assert_eq!(again, seen[0].1);
+    assert_eq!((again.quarantined_at, again.over), (None, None));
+    store.close().await;
+}
+
+async fn what_is_kept_is_not_removed(place: Place) {
+    let store = place.open().await;
+    let at = at_provider("p", "");
+    look(&store, &at, 0, &[1], &[]).await;
+    assert_eq!(store.keep_stray(name(2), Some(now())).await.unwrap(), 0);
+    assert_eq!(store.keep_stray(name(1), Some(now())).await.unwrap(), 1);
+    let seen = look(&store, &at, 2, &[1], &[]).await;
+    assert_eq!(turns(&seen), [(Turn::Quarantined, 1)]);
+    let (_, kept) = &seen[0];
+    assert_eq!(
+        (kept.kept_at, kept.due(SECOND, SECOND)),
+        (Some(now()), None)
+    );
+    assert!(!store.begin_removal(kept, now()).await.unwrap());
+    assert_eq!(store.keep_stray(name(1), None).await.unwrap(), 1);
+    assert!(store.begin_removal(kept, now()).await.unwrap());
+    assert!(store.removed(kept, now()).await.unwrap());
+    assert_eq!(store.keep_stray(name(1), Some(now())).await.unwrap(), 0);
+    store.close().await;
+}
+
+async fn places_do_not_know_of_each_other(place: Place) {
+    let store = place.open().await;
+    let all = [
+        at_provider("p", ""),
+        at_provider("q", "one"),
+        at_provider("q", "other"),
+    ];
+    for at in &all {
+        let seen = look(&store, at, 0, &[7], &[]).await;
+        assert_eq!(turns(&seen), [(Turn::Found, 7)]);
+    }
+    let gone = Turn::Over(Outcome::Vanished);
+    assert_eq!(
+        turns(&look(&store, &all[1], 2, &[], &[]).await),
+        [(gone, 7)]
+    );
+    let strays = store.strays().await.unwrap();
+    let left = strays.into_iter().filter(|stray| stray.over.is_none());
+    let left: Vec<_> = left.map(|stray| stray.place).collect();
+    assert_eq!(left, [all[0].clone(), all[2].clone()]);
+    assert_eq!(store.keep_stray(name(7), Some(now())).await.unwrap(), 2);
+    store.close().await;
+}
+
+async fn a_clock_that_was_set_back_keeps_nothing_in_quarantine(place: Place) {
+    let store = place.open().await;
+    let at = at_provider("p", "");
+    look(&store, &at, 1_000, &[1], &[]).await;
+    let seen = look(&store, &at, 1, &[1], &[]).await;
+    assert_eq!(turns(&seen), [(Turn::Again, 1)], "no time has passed");
+    look(&store, &at, 1_000, &[1], &[]).await;
+    let seen = look(&store, &at, 3, &[1], &[]).await;
+    assert_eq!(seen[0].1.quarantined_at, Some(after(now(), 3 * SECOND)));
+    store.close().await;
+}
+
+async fn of_many_that_look_and_remove_at_once_one_is_told_of_each_turn(place: Place) {
+    for (seconds, turn) in [(0, Turn::Found), (2, Turn::Quarantined)] {
+        let told = at_once(&place, 8, move |store, _| async move {
+            let at = at_provider("p", "");
+            turns(&look(&store, &at, seconds, &[1, 2, 3], &[]).await)
+        });
+        let mut told = told.await.concat();
+        told.retain(|(turn, _)| *turn != Turn::Again);
+        told.sort_by_key(|(_, number)| *number);
+        assert_eq!(told, [(turn, 1), (turn, 2), (turn, 3)]);
+    }
+    let removed = at_once(&place, 8, move |store, _| async move {
+        let mut removed = Vec::new();
+        for stray in store.strays().await.unwrap() {
+            if store.begin_removal(&stray, now()).await.unwrap()
+                && store.removed(&stray, now()).await.unwrap()
+            {
+                removed.push(stray.desktop.number());
+            }
+        }
+        removed
+    });
+    let mut removed = removed.await.concat();
+    removed.sort_unstable();
+    assert_eq!(removed, [1, 2, 3]);
 }

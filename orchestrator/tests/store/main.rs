@@ -5,7 +5,6 @@
     reason = "all of this crate is tests, its helpers too"
 )]
 
-mod cluster;
 mod conformance;
 mod model;
 mod place;

@@ -15,9 +15,9 @@ use proptest::test_runner::TestCaseError;
 /// Something that is asked of a store; what it is about is counted from the first session.
 #[derive(Clone, Debug)]
 enum Ask {
-    Accept { key: Option<u8>, request: u8 },
+    Accept { wishes: Vec<(Option<u8>, u8)> },
     Plan { full: bool },
-    Renumber,
+    Renumber { behind: u32, most: u32 },
     Forget,
     Resume { seen: Option<u32> },
     Change { of: usize, verb: Verb, told: bool },
@@ -45,9 +45,9 @@ fn ask() -> impl Strategy<Value = Ask> {
         Verb::Beat,
     ]);
     prop_oneof![
-        3 => (prop::option::of(0..3_u8), 0..2_u8).prop_map(|(key, request)| Ask::Accept { key, request }),
+        3 => prop::collection::vec((prop::option::of(0..3_u8), 0..2_u8), 0..4).prop_map(|wishes| Ask::Accept { wishes }),
         3 => any::<bool>().prop_map(|full| Ask::Plan { full }),
-        1 => Just(Ask::Renumber),
+        1 => (0..3_u32, 1..4_u32).prop_map(|(behind, most)| Ask::Renumber { behind, most }),
         1 => Just(Ask::Forget),
         1 => prop::option::of(0..20_u32).prop_map(|seen| Ask::Resume { seen }),
         8 => (0..6_usize, verb, any::<bool>()).prop_map(|(of, verb, told)| Ask::Change { of, verb, told }),
@@ -85,26 +85,38 @@ fn apply(record: &mut Record, verb: Verb, now: Timestamp) -> Result<(), NotNow> 
 }
 
 /// What a store answers, and what it holds afterwards, in words.
-async fn answer(store: &dyn Store, ask: &Ask, new: &Record, ids: &[SessionId]) -> String {
+async fn answer(
+    store: &dyn Store,
+    ask: &Ask,
+    new: &[Record],
+    now: Timestamp,
+    ids: &[SessionId],
+) -> String {
     let limits = Limits {
         max_desktops: 3,
         concurrent_creates: 2,
         ..Limits::default()
     };
-    let now = new.created_at;
     let answered = match ask.clone() {
-        Ask::Accept { key, request } => {
-            let key = key.map(|key| Idempotency {
-                key_sha256: key.to_string(),
-                request_sha256: request.to_string(),
+        Ask::Accept { wishes } => {
+            let wishes = new.iter().zip(wishes).map(|(new, (key, request))| {
+                let key = key.map(|key| Idempotency {
+                    key_sha256: key.to_string(),
+                    request_sha256: request.to_string(),
+                });
+                (new.clone(), key)
             });
-            format!("{:?}", store.accept(new.clone(), key, 3).await.unwrap())
+            let accepted = store.accept_all(wishes.collect(), 4).await;
+            format!("{:?}", accepted.unwrap())
         }
         Ask::Plan { full } => {
             let full = if full { vec!["t".to_owned()] } else { vec![] };
             format!("{:?}", store.plan_next(&limits, &full, now).await.unwrap())
         }
-        Ask::Renumber => format!("{:?}", store.renumber_queue(now).await.unwrap()),
+        Ask::Renumber { behind, most } => {
+            let moved = store.renumber_queue(behind, most, now).await;
+            format!("{:?}", moved.unwrap())
+        }
         Ask::Forget => format!("{:?}", store.forget(now).await.unwrap()),
         Ask::Resume { seen } => {
             let seen = seen.and_then(DesktopName::from_number);
@@ -148,16 +160,16 @@ async fn same(asks: Vec<Ask>) -> Result<(), TestCaseError> {
     let mut ids = Vec::new();
     let start = Timestamp::from_second(1_800_000_000).unwrap();
     for (second, ask) in (0..).zip(&asks) {
-        let new = asked(
-            Expected::default(),
-            start + SignedDuration::from_secs(second),
-        );
-        let on_sqlite = answer(&sqlite, ask, &new, &ids).await;
-        let in_memory = answer(&memory, ask, &new, &ids).await;
+        let now = start + SignedDuration::from_secs(second);
+        let many = match ask {
+            Ask::Accept { wishes } => wishes.len(),
+            _ => 0,
+        };
+        let new: Vec<_> = (0..many).map(|_| asked(Expected::default(), now)).collect();
+        let on_sqlite = answer(&sqlite, ask, &new, now, &ids).await;
+        let in_memory = answer(&memory, ask, &new, now, &ids).await;
         prop_assert_eq!(on_sqlite, in_memory, "asked {:?}", ask);
-        if let Ask::Accept { .. } = ask {
-            ids.push(new.id);
-        }
+        ids.extend(new.iter().map(|new| new.id));
     }
     sqlite.close().await;
     Ok(())

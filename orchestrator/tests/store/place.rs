@@ -1,11 +1,11 @@
 //! A store of a test's own, of each kind.
 
-use crate::cluster::Cluster;
 use mayfly_orchestrator::store::Store;
 use mayfly_orchestrator::store::memory::MemoryStore;
 use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_orchestrator::store::replicas::ReplicaId;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_postgres::Cluster;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor, SqliteConnection};
 use std::sync::Arc;

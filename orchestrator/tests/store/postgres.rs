@@ -1,12 +1,12 @@
 //! What the store on PostgreSQL promises for itself.
 
-use crate::cluster::Cluster;
 use crate::conformance::asked;
 use jiff::Timestamp;
 use mayfly_orchestrator::session::Expected;
 use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_orchestrator::store::replicas::ReplicaId;
 use mayfly_orchestrator::store::{Change, Store, StoreError};
+use mayfly_postgres::Cluster;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 

@@ -1,6 +1,5 @@
 //! What orchestrators that share a PostgreSQL are promised.
 
-use crate::cluster::Cluster;
 use crate::conformance::asked;
 use jiff::Timestamp;
 use mayfly_api::{EndReason, SessionId};
@@ -9,6 +8,7 @@ use mayfly_orchestrator::session::Expected;
 use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_orchestrator::store::replicas::{Changed, Replica, ReplicaId, Replicas};
 use mayfly_orchestrator::store::{Change, Store, StoreError};
+use mayfly_postgres::Cluster;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 use std::time::Duration;

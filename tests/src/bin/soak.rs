@@ -1,15 +1,17 @@
-//! `cargo xtask soak`: every kill point, ten desktops at once, a long chaos and the join of a domain, all on the real desktop image; and
-//! a plain template, of which Ansible makes the same.
+//! `cargo xtask soak`: every kill point, ten desktops at once, a long chaos and the join of a domain, all on the real desktop image;
+//! a plain template, of which Ansible makes the same; and orchestrators killed at every point of their program, on every kind of machine.
 //!
 //! What `tests/tests/micro_guest.rs` shows in every test run on the micro guest is shown here on the desktop that people get.
-//! Writes `soak.json` to `$MAYFLY_REPORTS`: each point, how long it took to converge, and what was left (nothing, or the run
-//! fails). The chaos is drawn from a seed, which the report names and `--seed` repeats. `--only PART` runs a part alone.
+//! Writes `soak.json` to `$MAYFLY_REPORTS`: each point, on what, how long it took to converge, and what was left (nothing, or the
+//! run fails). The chaos is drawn from a seed, which the report names and `--seed` repeats. `--only PART` runs a part alone.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use mayfly_api::{EndReason, Session, SessionPhase, StageName};
+use mayfly_tests::deaths::{self, Death, Life};
 use mayfly_tests::kills::{self, Scene};
 use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder, until};
+use mayfly_tests::realm::Realm;
 use mayfly_tests::sessions::{END, Held};
 use mayfly_tests::site::{FIRST_VM_ID, Site, in_own_network};
 use mayfly_tests::{machine, plain};
@@ -41,7 +43,7 @@ struct Args {
     /// The commit that is tested; given by `cargo xtask soak`
     #[arg(long)]
     commit: Option<String>,
-    /// A part on the PVE lab, in a network of its own; its points go to this file
+    /// A part on the PVE lab, in a network of its own; its points and deaths go to this file
     #[arg(long, hide = true, requires = "only")]
     on_site: Option<PathBuf>,
 }
@@ -59,12 +61,22 @@ enum Part {
     Plain,
     /// The join of a domain: converge, idempotence, verification
     Join,
+    /// Orchestrators killed at every point of their program, on pretended machines
+    DeathsPretended,
+    /// The same on the micro guest
+    DeathsMicro,
+    /// The same on the desktop
+    DeathsDesktop,
+    /// The same by Terraform on the PVE lab, on the micro guest; accounts in a domain there
+    DeathsSite,
 }
 
 /// Many desktops at once are ready within this, emulated.
 const MANY: Duration = Duration::from_secs(1800);
 /// The checks of a join take some minutes, and many more on a busy machine.
 const JOIN: Duration = Duration::from_secs(3600);
+/// Orchestrators of pretended machines mostly wait.
+const PRETENDED_AT_ONCE: usize = 6;
 /// A login over RDP shows XFCE within this, emulated, on a busy machine.
 const LOGIN: Duration = Duration::from_secs(600);
 
@@ -82,12 +94,13 @@ async fn main() -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut soak = Soak {
         points: Vec::new(),
+        deaths: Vec::new(),
         join: Value::Null,
         chaos: Value::Null,
     };
     if let Some(file) = &args.on_site {
         let outcome = soak.on_site(&args).await;
-        std::fs::write(file, serde_json::to_string(&soak.points)?)?;
+        std::fs::write(file, serde_json::to_string(&(&soak.points, &soak.deaths))?)?;
         return outcome;
     }
     let machine = machine::facts()?;
@@ -99,6 +112,7 @@ async fn main() -> Result<()> {
         "machine": machine,
         "seed": seed,
         "points": soak.points,
+        "deaths": soak.deaths,
         "join": soak.join,
         "chaos": soak.chaos,
     });
@@ -165,6 +179,7 @@ const LIMITS: &str = "idle_s = 20\nlease_s = 3600";
 
 struct Soak {
     points: Vec<Point>,
+    deaths: Vec<Death>,
     /// The checks of `tests/ad-lab/verify.py`.
     join: Value,
     chaos: Value,
@@ -178,7 +193,25 @@ impl Soak {
             }
             match part {
                 Part::Here => self.here(args.desktops).await,
-                Part::Site | Part::Plain => self.elsewhere(args, *part),
+                Part::Site | Part::Plain | Part::DeathsSite => self.elsewhere(args, *part),
+                Part::DeathsPretended => {
+                    self.deaths(&Life::PRETENDED, PRETENDED_AT_ONCE, Life::pretended)
+                        .await
+                }
+                Part::DeathsMicro => {
+                    self.deaths(&[Life::Used, Life::Working], 1, async |_| {
+                        let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
+                        deaths::Place::here("soak deaths micro", &provider, "").await
+                    })
+                    .await
+                }
+                Part::DeathsDesktop => {
+                    self.deaths(&[Life::Unused], 1, async |_| {
+                        let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
+                        deaths::Place::here("soak deaths desktop", &provider, "").await
+                    })
+                    .await
+                }
                 Part::Join => self.join().await,
                 Part::Chaos => {
                     let length = Duration::from_secs(args.minutes * 60);
@@ -211,17 +244,20 @@ impl Soak {
         arguments.extend(["--only".into(), part.get_name().into()]);
         arguments.extend(["--desktops".into(), args.desktops.to_string().into()]);
         let status = in_own_network(folder.path(), &arguments)?.status()?;
-        if let Ok(points) = std::fs::read(&file) {
-            self.points
-                .extend(serde_json::from_slice::<Vec<Point>>(&points)?);
+        if let Ok(shown) = std::fs::read(&file) {
+            let (points, deaths): (Vec<Point>, Vec<Death>) = serde_json::from_slice(&shown)?;
+            self.points.extend(points);
+            self.deaths.extend(deaths);
         }
         ensure!(status.success(), "{status}");
         Ok(())
     }
 
     async fn on_site(&mut self, args: &Args) -> Result<()> {
-        if args.only == Some(Part::Plain) {
-            return self.plain().await;
+        match args.only {
+            Some(Part::Plain) => return self.plain().await,
+            Some(Part::DeathsSite) => return self.deaths_on_site().await,
+            _ => {}
         }
         self.cancels(Place::on_a_site("soak site cancel", LIMITS, json!({})).await?)
             .await
@@ -334,6 +370,38 @@ impl Soak {
             leftovers: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Everything that is on the site, and in its domain, is the same as in the test run; there are more deaths.
+    async fn deaths_on_site(&mut self) -> Result<()> {
+        let site = || Site::start(&image_folder("MAYFLY_MICRO_GUEST")?, json!({}));
+        self.deaths(&[Life::Used, Life::Working], 1, async |_| {
+            deaths::Place::on_a_site("soak deaths site", site()?, None).await
+        })
+        .await?;
+        self.deaths(&[Life::Joining], 1, async |_| {
+            let realm = Realm::start()?;
+            deaths::Place::on_a_site("soak deaths domain", site()?, Some(realm)).await
+        })
+        .await
+    }
+
+    /// Each death, before and after every call and every commit of these lives; all of them, also after one that left something.
+    async fn deaths(
+        &mut self,
+        lives: &[Life],
+        at_once: usize,
+        place: impl AsyncFn(Life) -> Result<deaths::Place>,
+    ) -> Result<()> {
+        let mut all = Vec::new();
+        for life in lives {
+            let place = async || place(*life).await;
+            let points = deaths::points(&mut place().await?, *life).await?;
+            all.extend(deaths::all(place, *life, points, at_once).await?);
+        }
+        let outcome = deaths::nothing_was_left(&all);
+        self.deaths.extend(all);
+        outcome
     }
 
     fn shown(&mut self, place: &mut Place, point: &str, since: Instant) -> Result<()> {

@@ -43,6 +43,19 @@ impl Orchestrator {
     /// # Errors
     /// When it is not built or does not come up; with the end of its log.
     pub async fn start(lab: &Lab, provider: &Provider, limits: &str) -> Result<Self> {
+        Self::start_with(lab, provider, limits, "").await
+    }
+
+    /// The same, with more sections of its configuration, such as `[store]`.
+    ///
+    /// # Errors
+    /// When it is not built or does not come up; with the end of its log.
+    pub async fn start_with(
+        lab: &Lab,
+        provider: &Provider,
+        limits: &str,
+        sections: &str,
+    ) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", lab.port(0));
         let machines = lab.path("machines");
         let simulated = |keys: &str| {
@@ -67,8 +80,8 @@ impl Orchestrator {
         std::fs::write(
             &config,
             format!(
-                "listen = {listen:?}\nstate_dir = {:?}\n[limits]\n{limits}\n[[template]]\nname = \"desktop\"\n\
-                 provider = {kind:?}\n{section}",
+                "listen = {listen:?}\nstate_dir = {:?}\n[limits]\nquarantine_s = 0\n{limits}\n[[template]]\nname = \"desktop\"\n\
+                 provider = {kind:?}\n{section}\n{sections}",
                 lab.path("state")
             ),
         )?;
@@ -127,9 +140,17 @@ impl Orchestrator {
     /// # Errors
     /// When it keeps nothing.
     pub fn logs(&self, lab: &Lab, session: SessionId) -> Result<String> {
+        self.administer(lab, &["logs", &session.to_string()])
+    }
+
+    /// What it says to an administrator on its machine.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn administer(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
         let mut command = lab.command(program("mayfly-orchestrator")?);
-        command.args(["logs", &session.to_string(), "--config"]);
-        let output = command.arg(&self.config).output()?;
+        command.args(arguments).arg("--config").arg(&self.config);
+        let output = command.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{said}");
         Ok(String::from_utf8(output.stdout)?)

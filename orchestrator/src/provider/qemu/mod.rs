@@ -26,6 +26,7 @@ use super::{
     AgentChannel, Check, DesktopSpec, JOURNAL, Locks, MachineState, Provider, ProviderError,
     Section, Steps, absent, channel, journal,
 };
+use crate::failpoints::around;
 use crate::process::{self, Process};
 use crate::supervise::{Cause, Exit, Program, Status, Supervised, Terms};
 use accel::Kvm;
@@ -252,15 +253,16 @@ impl Qemu {
     }
 
     async fn make_disk(&self, machine: &Machine, image: &Image) -> Result<(), ProviderError> {
-        let made = tokio::process::Command::new(&self.config.qemu_img)
-            .args("create -q -f qcow2 -F qcow2 -b".split(' '))
+        let mut make = tokio::process::Command::new(&self.config.qemu_img);
+        make.args("create -q -f qcow2 -F qcow2 -b".split(' '))
             .arg(&image.disk)
             .arg(machine.disk())
             .stdin(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .output();
+            .kill_on_drop(true);
         let failed = |why: String| ProviderError::Failed(format!("the disk cannot be made: {why}"));
-        let made = tokio::time::timeout(START, made)
+        // Starts when it is first waited for.
+        let made = async { tokio::time::timeout(START, make.output()).await };
+        let made = around("qemu-img", made)
             .await
             .map_err(|_| failed("qemu-img hangs".to_owned()))?
             .map_err(|error| failed(format!("{}: {error}", self.config.qemu_img.display())))?;

@@ -27,7 +27,6 @@ use super::{
 };
 use crate::agents::Agents;
 use crate::clock::Clock;
-use crate::failpoints::around;
 use crate::pve::call::{self, Kind};
 use crate::pve::preflight::{Rest, Wanted, preflight};
 use crate::pve::reply::{GuestLine, NodeLine, Power, Resource, StorageLine};
@@ -463,8 +462,7 @@ impl Terraform {
         loop {
             let (machine, template_node) = self.choose(spec).await?;
             let clones = self.config.proxmox.clones;
-            let reserved = self.parts.machines.reserve(&machine, clones);
-            let reserved = around("commit reserve", reserved).await;
+            let reserved = self.parts.machines.reserve(&machine, clones).await;
             match reserved.map_err(of_store)? {
                 Reserving::Done => {
                     self.news.tell(spec.name, None);
@@ -611,8 +609,8 @@ impl Terraform {
                 _ => ProviderError::Failed(what),
             }
         })?;
-        let cloned = self.parts.machines.cloned(name);
-        around("commit cloned", cloned).await.map_err(of_store)?;
+        let cloned = self.parts.machines.cloned(name).await;
+        cloned.map_err(of_store)?;
         // The provider gives up waiting for an address, or a machine that died, without an error.
         self.address(name).await.map(drop)
     }
@@ -915,8 +913,7 @@ impl Provider for Terraform {
         }
         gone.push(absent(by, "files", folder.display().to_string()));
         let machines = &self.parts.machines;
-        let released = machines.release(name);
-        around("commit release", released).await.map_err(of_store)?;
+        machines.release(name).await.map_err(of_store)?;
         if machines.state(name).await.map_err(of_store)?.is_some() {
             let why = format!("Terraform's state of {name} was there after its removal");
             return Err(ProviderError::Failed(why));

@@ -6,6 +6,7 @@
 //! * What is secret in a run's environment is in no argument, file or message.
 
 use super::events;
+use crate::failpoints::around;
 use crate::run::{Language, Order, Run, redacted};
 use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret, SecretString};
@@ -80,16 +81,17 @@ impl Module {
             Ok(())
         };
         made().map_err(|e| failed(part.path(), e))?;
-        let output = tokio::process::Command::new(program)
-            .arg(format!("-chdir={}", part.path().display()))
+        let mut init = tokio::process::Command::new(program);
+        init.arg(format!("-chdir={}", part.path().display()))
             .args(["init", "-input=false", "-no-color"])
             .env_clear()
             .envs(plain(part.path(), environment))
             .env("HOME", part.path())
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(INIT, output)
+            .kill_on_drop(true);
+        // Starts when it is first waited for.
+        let output = async { tokio::time::timeout(INIT, init.output()).await };
+        let output = around("init", output)
             .await
             .map_err(|_| format!("{} init hangs", program.display()))?
             .map_err(|e| failed(program, e))?;

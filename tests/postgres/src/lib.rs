@@ -1,12 +1,13 @@
 //! A real PostgreSQL of the tests' own, on a Unix socket in a folder of its own.
 //!
 //! # Guarantees
-//! * One for each test program, whichever tests it has. Server and folder end with the program, however that ends: a shell holds the other end of a pipe.
+//! * Server and folder end with the program that started it, however that ends: a shell holds the other end of a pipe.
 //! * The server runs as an ordinary user: as `postgres` if the tests run as root.
 
 #![allow(
-    dead_code,
-    reason = "each of the test programs that have it uses a part"
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "all of this crate is for tests, which end where something is not as it must be"
 )]
 
 use nix::unistd::{User, geteuid};
@@ -26,32 +27,59 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const USER: &str = "mayfly";
 const PASSWORD: &str = "correct-horse";
 
-/// Starts the server when its standard input says nothing, ends it and removes its folder when that ends.
+/// Starts the server, and again after each signal that its standard input names; ends it and removes its folder when that ends.
 const GUARD: &str = r#"
 trap '' HUP INT TERM
 folder=$1; shift
 "$@" >"$folder/log" 2>&1 &
-read -r _
+while read -r signal; do
+    kill -"$signal" $!
+    wait $!
+    "$@" >>"$folder/log" 2>&1 &
+done
 kill -QUIT $!
 wait $!
 rm -rf "$folder"
 "#;
 
+/// How a server is stopped (postgres(1)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Connections are ended, and everything is written.
+    Fast,
+    /// As in a crash: the next start recovers.
+    Immediate,
+}
+
 /// See the module.
-pub(crate) struct Cluster {
+#[derive(Debug)]
+pub struct Cluster {
     folder: PathBuf,
-    /// Its standard input is open as long as this program runs.
-    _guard: Child,
+    port: u16,
+    /// Its standard input is open as long as this is.
+    guard: Child,
 }
 
 impl Cluster {
-    /// The one of this program, running.
-    pub(crate) fn get() -> &'static Self {
+    /// The one of this program, running. It flushes nothing: a power cut is none of the tests'.
+    pub fn get() -> &'static Self {
         static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-        CLUSTER.get_or_init(Self::start)
+        CLUSTER.get_or_init(|| Self::start(None))
     }
 
-    fn start() -> Self {
+    /// A new one, running; it listens on this port of 127.0.0.1 as well.
+    #[must_use]
+    pub fn start(port: Option<u16>) -> Self {
+        Self::with(port, &["fsync=off", "shared_buffers=16MB"])
+    }
+
+    /// A new one that flushes, as a site's does: for a benchmark.
+    #[must_use]
+    pub fn durable() -> Self {
+        Self::with(None, &["shared_buffers=128MB"])
+    }
+
+    fn with(port: Option<u16>, settings: &[&str]) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().unwrap();
         let folder = folder.keep();
@@ -98,38 +126,62 @@ impl Cluster {
 
         guard.arg(programs.join("postgres")).arg("-D").arg(&data);
         guard.arg("-k").arg(&folder);
-        for setting in [
-            "listen_addresses=",
-            "fsync=off",
-            "max_connections=300",
-            "shared_buffers=16MB",
-        ] {
+        if let Some(port) = port {
+            guard.args(["-h", "127.0.0.1", "-p", &port.to_string()]);
+        } else {
+            guard.args(["-h", ""]);
+        }
+        for setting in settings.iter().chain(&["max_connections=300"]) {
             guard.args(["-c", setting]);
         }
         let cluster = Self {
-            _guard: guard.stdin(Stdio::piped()).spawn().unwrap(),
+            guard: guard.stdin(Stdio::piped()).spawn().unwrap(),
             folder,
+            port: port.unwrap_or(5432),
         };
+        cluster.wait();
+        cluster
+    }
+
+    /// Waits until it answers.
+    fn wait(&self) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let mut ready = Command::new(programs.join("pg_isready"));
-            ready.arg("-q").arg("-h").arg(&cluster.folder);
-            if ready.status().unwrap().success() {
-                return cluster;
+            let mut ready = Command::new(programs().join("pg_isready"));
+            ready.args(["-q", "-p", &self.port.to_string(), "-h"]);
+            if ready.arg(&self.folder).status().unwrap().success() {
+                return;
             }
-            let log = std::fs::read_to_string(cluster.folder.join("log"));
+            let log = std::fs::read_to_string(self.folder.join("log"));
             assert!(Instant::now() < end, "PostgreSQL did not start: {log:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
+    /// Stops the server, whoever is connected, and starts it again.
+    pub fn restart(&self, stop: Stop) {
+        let signal = match stop {
+            Stop::Fast => "INT",
+            Stop::Immediate => "QUIT",
+        };
+        let running = || std::fs::read_to_string(self.folder.join("data/postmaster.pid"));
+        let before = running().unwrap();
+        writeln!(self.guard.stdin.as_ref().unwrap(), "{signal}").unwrap();
+        let end = Instant::now() + PATIENCE;
+        while running().is_ok_and(|pid| pid == before) {
+            assert!(Instant::now() < end, "PostgreSQL did not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.wait();
+    }
+
     /// Runs one of PostgreSQL's programs on a database: its last argument is where that is. What it wrote.
-    pub(crate) fn run(&self, program: &str, args: &[&str], on: &PgConnectOptions) -> Vec<u8> {
+    pub fn run(&self, program: &str, args: &[&str], on: &PgConnectOptions) -> Vec<u8> {
         self.feed(program, args, on, &[])
     }
 
     /// The same, with something to read.
-    pub(crate) fn feed(
+    pub fn feed(
         &self,
         program: &str,
         args: &[&str],
@@ -148,27 +200,32 @@ impl Cluster {
     }
 
     /// The URL of a database, without its password.
-    pub(crate) fn url(&self, database: &PgConnectOptions) -> String {
+    pub fn url(&self, database: &PgConnectOptions) -> String {
         let (folder, name) = (self.folder.display(), database.get_database());
-        format!("postgres:///{}?host={folder}&user={USER}", name.unwrap())
+        let port = self.port;
+        format!(
+            "postgres:///{}?host={folder}&port={port}&user={USER}",
+            name.unwrap()
+        )
     }
 
     /// The password of everybody.
-    pub(crate) fn password(&self) -> &'static str {
+    pub fn password(&self) -> &'static str {
         PASSWORD
     }
 
     /// How to reach a database of this cluster.
-    pub(crate) fn options(&self, database: &str) -> PgConnectOptions {
+    pub fn options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.folder)
+            .port(self.port)
             .username(USER)
             .password(PASSWORD)
             .database(database)
     }
 
     /// A new, empty database.
-    pub(crate) async fn database(&self) -> PgConnectOptions {
+    pub async fn database(&self) -> PgConnectOptions {
         static DATABASES: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         let options = self.options("postgres");
