@@ -12,6 +12,7 @@ use crate::provider::simulated::SimulatedConfig;
 use crate::provider::terraform::TerraformConfig;
 use crate::pve::preflight::Rest;
 use crate::store::postgres::StoreConfig;
+use crate::telemetry::TelemetryConfig;
 use mayfly_api::StageName;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ const ENVIRONMENT: &str = "MAYFLY_";
 /// Thirty days: nobody keeps a desktop that long on purpose.
 const MOST_KEPT_S: u32 = 2_592_000;
 /// Only variables that begin with one of these are ours: others with that prefix belong to other parts.
-const OVERRIDABLE: [&str; 8] = [
+const OVERRIDABLE: [&str; 9] = [
     "listen",
     "state_dir",
     "limits",
@@ -34,6 +35,7 @@ const OVERRIDABLE: [&str; 8] = [
     "domain",
     "provider",
     "store",
+    "telemetry",
 ];
 
 /// Why the configuration cannot be used: names the file or variable, the key, and what is allowed.
@@ -90,6 +92,8 @@ pub struct Config {
     pub ansible: AnsibleConfig,
     /// The Active Directory domain of templates that say so.
     pub domain: DomainConfig,
+    /// Where traces are sent.
+    pub telemetry: TelemetryConfig,
     /// The catalogue; the first is the default.
     pub template: Vec<Template>,
     /// Where desktops come from.
@@ -253,6 +257,7 @@ impl Default for Config {
             agents: AgentsConfig::default(),
             ansible: AnsibleConfig::default(),
             domain: DomainConfig::default(),
+            telemetry: TelemetryConfig::default(),
             template: vec![Template {
                 name: "desktop".to_owned(),
                 provider: ProviderKind::Qemu,
@@ -362,6 +367,10 @@ impl Config {
         if let Some(allowed) = self.store.wrong() {
             // Its value may hold a password.
             return wrong("store.url", "…".to_owned(), allowed);
+        }
+        if let Some(allowed) = self.telemetry.wrong() {
+            // Its value may hold a password.
+            return wrong("telemetry.otlp_endpoint", "…".to_owned(), allowed);
         }
         let l = &self.limits;
         for (key, value, range) in [

@@ -18,6 +18,7 @@ use crate::secret::Secrets;
 use crate::session::{Expected, Origin, Record, Wish};
 use crate::store::replicas::Replica;
 use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
+use crate::telemetry::Traces;
 use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
 use data_encoding::HEXLOWER;
@@ -112,6 +113,8 @@ pub struct Shared {
     pub hub: Hub,
     /// What is counted and measured.
     pub metrics: Metrics,
+    /// Where spans go.
+    pub traces: Traces,
     /// Whether it is alive.
     pub vitals: Vitals,
     /// Whether no new sessions are taken.
@@ -239,6 +242,7 @@ impl Shared {
         if let Some((record, Change::Told | Change::Quiet)) = &done {
             if before.get() != Some(&record.phase) {
                 self.metrics.entered(record);
+                self.traces.over(record, now);
                 if record.phase == SessionPhase::Ready {
                     self.expected.forget();
                 }
@@ -289,6 +293,7 @@ impl Control {
         secrets: Arc<Secrets>,
         clock: Clock,
         providers: Vec<Arc<dyn Provider>>,
+        traces: Traces,
     ) -> Result<Self, StoreError> {
         let stopping = CancellationToken::new();
         let me = Replica {
@@ -308,6 +313,7 @@ impl Control {
                 secrets,
                 hub: Hub::default(),
                 metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
+                traces,
                 vitals: Vitals::default(),
                 drain: Drain::open(&config.state_dir),
                 config,

@@ -48,6 +48,20 @@ pub enum Op {
     Destroy,
 }
 
+impl Op {
+    /// As metrics and traces name it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Adopt => "adopt",
+            Self::Bootstrap => "bootstrap",
+            Self::Probe => "probe",
+            Self::Destroy => "destroy",
+        }
+    }
+}
+
 /// How far *this process* came with making the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {

@@ -17,6 +17,9 @@ pub async fn examine(config: &Config) -> Vec<Check> {
     if config.store.is_postgres() {
         checks.push(store(config).await);
     }
+    if config.telemetry.is_on() {
+        checks.push(config.telemetry.check().await);
+    }
     if config.uses(ProviderKind::Terraform) {
         checks.extend(terraform::checks(&config.provider.terraform, config.rest()).await);
     }

@@ -36,6 +36,7 @@ pub mod session;
 pub mod store;
 pub mod supervise;
 pub mod systemd;
+pub mod telemetry;
 pub mod trust;
 pub mod vitals;
 pub mod worker;

@@ -227,14 +227,7 @@ impl Metrics {
 
     /// What a provider could not do, as a worker asked it.
     pub fn operation_failed(&self, provider: &str, op: Op) {
-        let operation = match op {
-            Op::Create => "create",
-            Op::Adopt => "adopt",
-            Op::Bootstrap => "bootstrap",
-            Op::Probe => "probe",
-            Op::Destroy => "destroy",
-        };
-        self.provider_failed(provider, operation);
+        self.provider_failed(provider, op.as_str());
     }
 
     /// So many sessions of orchestrators that died.

@@ -24,6 +24,7 @@ use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use crate::systemd;
+use crate::telemetry::Traces;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use mayfly_api::agent::Call;
@@ -42,6 +43,8 @@ use tracing::{info, warn};
 const PROGRAM: &str = "/proc/self/exe";
 /// Workers get this long to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The last spans get this long to be taken.
+const LAST_TRACES: Duration = Duration::from_secs(3);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -57,6 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _lock = own(&config.state_dir)?;
     let secrets = Arc::new(Secrets::open(&config.state_dir.join("secret.key"))?);
     let store = open_store(&config).await?;
+    let traces = Traces::open(&config.telemetry, &store.me().0)?;
     let mut providers = open_local_providers(&config)?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| {
@@ -101,8 +105,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             *provider = Arc::new(member);
         }
     }
-    let control =
-        Control::start(config, store.clone(), secrets, Clock::default(), providers).await?;
+    let (clock, spans) = (Clock::default(), traces.clone());
+    let control = Control::start(config, store.clone(), secrets, clock, providers, spans).await?;
     info!(%address, "listening");
     let server = tokio::spawn(http::serve(control.clone(), listener));
     if let Some(administrators) = administrators {
@@ -117,6 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     systemd::stopping();
     control.stop(PATIENCE).await;
     server.await??;
+    traces.close(LAST_TRACES).await;
     store.close().await;
     Ok(())
 }

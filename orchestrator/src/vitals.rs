@@ -3,7 +3,8 @@
 //! # Guarantees
 //! * Alive: the store answers within [`PATIENCE`] and the dispatcher has worked within [`SILENCE`]. The watchdog and `/healthz` ask this:
 //!   a process that does not do these will not get better by waiting.
-//! * Ready: alive, the store takes a change, desktops can be made by every provider, and nobody is told to go away. `/readyz` asks this.
+//! * Ready: alive, the store takes a change, desktops can be made by every provider, and nobody is told to go away. `/readyz` asks this, for a load
+//!   balancer as well: whatever the reason, the answer is 503, and another orchestrator is asked.
 
 use crate::control::Control;
 use crate::drain;
@@ -73,6 +74,14 @@ pub async fn alive(control: &Control) -> Result<(), Problem> {
 /// # Errors
 /// Why not.
 pub async fn ready(control: &Control) -> Result<(), Problem> {
+    let of_use = is_of_use(control).await;
+    of_use.map_err(|problem| Problem {
+        status: 503,
+        ..problem
+    })
+}
+
+async fn is_of_use(control: &Control) -> Result<(), Problem> {
     let shared = &control.shared;
     if shared.stopping.is_cancelled() {
         let why = "the orchestrator is stopping";
@@ -80,6 +89,10 @@ pub async fn ready(control: &Control) -> Result<(), Problem> {
     }
     if shared.drain.get().is_some() {
         return Err(drain::problem());
+    }
+    if !shared.tenure.is_held() {
+        let why = "the database was not reached for so long that other orchestrators may take over";
+        return Err(Problem::new(ProblemCode::Internal, why));
     }
     alive(control).await?;
     let written = timeout(PATIENCE, shared.store.beat(shared.clock.now())).await;

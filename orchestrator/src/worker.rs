@@ -23,6 +23,7 @@ use mayfly_api::{
     DesktopName, EndReason, Problem, ProblemCode, SessionId, SessionPhase, StageProgress,
 };
 use secrecy::ExposeSecret;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -572,42 +573,40 @@ impl Worker {
             self.news = provider.news().follow(name);
         }
         debug!(session = %self.id, desktop = %name, ?op, "starts");
-        match op {
+        let kind = provider.kind();
+        let work: Pin<Box<dyn Future<Output = _> + Send>> = match op {
             Op::Create => {
                 let spec = self.spec(name, record);
-                self.operation.spawn(async move {
+                Box::pin(async move {
                     let made = around("create", provider.create(&spec)).await;
                     (op, made.map_err(Failed::from))
-                });
+                })
             }
-            Op::Adopt => {
-                self.operation.spawn(async move {
-                    let adopted = match around("adopt", provider.adopt(name)).await {
-                        Ok(true) => Ok(()),
-                        Ok(false) => {
-                            let what = format!("nothing makes {name} any more");
-                            Err(for_good(ProblemCode::CreateFailed, what))
-                        }
-                        Err(error) => Err(error.into()),
-                    };
-                    (op, adopted)
-                });
-            }
+            Op::Adopt => Box::pin(async move {
+                let adopted = match around("adopt", provider.adopt(name)).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => {
+                        let what = format!("nothing makes {name} any more");
+                        Err(for_good(ProblemCode::CreateFailed, what))
+                    }
+                    Err(error) => Err(error.into()),
+                };
+                (op, adopted)
+            }),
             Op::Bootstrap => {
                 let bootstrap = self.bootstrap(name, record);
-                self.operation
-                    .spawn(async move { (op, hand_over(&*provider, name, bootstrap).await) });
+                Box::pin(async move { (op, hand_over(&*provider, name, bootstrap).await) })
             }
             Op::Probe => {
                 let announced = record.desktop.as_ref().and_then(Desktop::announced);
                 let announced = announced.map(|(a, c)| (a, c.to_owned()));
-                self.operation.spawn(async move {
+                Box::pin(async move {
                     let Some((address, certificate)) = announced else {
                         let what = "nothing was announced to probe";
                         return (op, Err(for_good(ProblemCode::Internal, what)));
                     };
                     (op, prove(address, &certificate).await)
-                });
+                })
             }
             Op::Destroy => {
                 let used = record
@@ -618,13 +617,18 @@ impl Worker {
                 let facts = self.facts.as_ref();
                 let failed = facts.is_some_and(|facts| last_words::are_wanted(record, facts));
                 let (shared, session) = (self.shared.clone(), self.id);
-                self.operation.spawn(async move {
+                Box::pin(async move {
                     if failed {
                         let words = last_words::keep(shared.clone(), &*provider, session, name);
                         around("last words", words).await;
                     }
                     if may_have_open_files
-                        && around("leave", tokio::time::timeout(LEAVE, leave(&*provider, name))).await.is_err()
+                        && around(
+                            "leave",
+                            tokio::time::timeout(LEAVE, leave(&*provider, name)),
+                        )
+                        .await
+                        .is_err()
                     {
                         warn!(desktop = %name, "its shares were not unmounted in time; it is removed all the same");
                     }
@@ -637,9 +641,14 @@ impl Worker {
                         })
                     };
                     (op, gone.await)
-                });
+                })
             }
-        }
+        };
+        let (shared, session) = (self.shared.clone(), self.id);
+        self.operation.spawn(async move {
+            let (traces, clock) = (&shared.traces, &shared.clock);
+            traces.operation(clock, session, name, kind, op, work).await
+        });
     }
 
     fn spec(&self, name: DesktopName, record: &Record) -> DesktopSpec {

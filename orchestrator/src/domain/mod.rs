@@ -21,6 +21,7 @@ use crate::provider::{
     Section, absent,
 };
 use crate::secret::{self, Secrets};
+use crate::telemetry;
 use anyhow::Context;
 use async_trait::async_trait;
 use jiff::SignedDuration;
@@ -160,7 +161,8 @@ impl Provider for Member {
             let mut note = std::fs::File::create_new(&path).map_err(failed)?;
             let password = self.secrets.join_password(spec.name);
             let preset = self.directory.preset(spec.name, &password);
-            let server = around("account preset", preset).await?;
+            let server =
+                around("account preset", telemetry::call("account preset", preset)).await?;
             note.write_all(server.as_bytes()).map_err(failed)?;
         }
         self.machines.create(spec).await
@@ -230,7 +232,8 @@ impl Provider for Member {
     async fn destroy(&self, name: DesktopName) -> Result<Vec<Absence>, ProviderError> {
         let mut gone = self.machines.destroy(name).await?;
         let note = self.note(name);
-        match around("account remove", self.directory.remove(name)).await {
+        let removed = telemetry::call("account remove", self.directory.remove(name));
+        match around("account remove", removed).await {
             Ok(_) => gone.push(absent(
                 "domain",
                 "account",

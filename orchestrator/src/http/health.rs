@@ -21,7 +21,6 @@ pub(super) async fn healthz(State(control): State<Control>) -> Result<&'static s
 /// Would a session get its desktop now? Alive, its database takes changes, and no provider says that it cannot make any.
 #[utoipa::path(get, path = "/readyz", tag = "service",
     responses((status = 200, body = String, content_type = "text/plain"),
-              (status = 500, body = Problem, content_type = "application/problem+json"),
               (status = 503, body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static str, Refused> {
     vitals::ready(&control).await?;
@@ -40,7 +39,7 @@ pub(super) async fn metrics(State(control): State<Control>) -> Result<impl IntoR
     Ok(([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text))
 }
 
-/// Counts the answer to a request. What is not a route of ours is one route: callers must not make labels.
+/// Counts the answer to a request, and traces it. What is not a route of ours is one route: callers must not make labels.
 pub(super) async fn count(
     State(shared): State<Arc<Shared>>,
     request: Request,
@@ -52,8 +51,12 @@ pub(super) async fn count(
         _ => "other",
     }
     .to_owned();
+    let arrived = shared.traces.arrived(&request, &shared.clock);
     let response = next.run(request).await;
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    if let Some(arrived) = arrived {
+        arrived.answered(&method, route, &response);
+    }
     let status = response.status().as_u16();
     shared.metrics.answered(&method, route, status);
     response

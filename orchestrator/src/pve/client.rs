@@ -4,6 +4,7 @@ use super::call::{self, Call, Method};
 use super::error::{Effect, PveError};
 use super::token::Token;
 use crate::failpoints::around;
+use crate::telemetry;
 use crate::trust::{Distrust, Trust, TrustError, causes};
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -183,16 +184,19 @@ impl Client {
                 outcome => outcome,
             }
         };
-        let bounded = tokio::time::timeout(self.limits.call, exchange);
-        match around(&call.pattern(), bounded).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(PveError::NoAnswer {
-                call: call.describe(),
-                effect: call.effect(),
-                address: self.address.clone(),
-                limit: self.limits.call,
-            }),
-        }
+        let bounded = async {
+            let exchange = tokio::time::timeout(self.limits.call, exchange);
+            exchange.await.unwrap_or_else(|_| {
+                Err(PveError::NoAnswer {
+                    call: call.describe(),
+                    effect: call.effect(),
+                    address: self.address.clone(),
+                    limit: self.limits.call,
+                })
+            })
+        };
+        let pattern = call.pattern();
+        around(&pattern, telemetry::call(pattern.clone(), bounded)).await
     }
 
     /// The certificate that is shown there, in PEM, if it is one that is believed.

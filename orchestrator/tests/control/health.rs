@@ -1,11 +1,16 @@
 //! What the service says of itself: numbers for Prometheus and for scripts, whether it is alive and of use.
 
 use crate::house::{House, until};
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
 use mayfly_api::SessionPhase;
 use mayfly_orchestrator::config::Limits;
+use mayfly_orchestrator::drain::Rest;
+use mayfly_orchestrator::http;
 use mayfly_orchestrator::provider::simulated::Fault;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tower::ServiceExt;
 
 async fn get(house: &House, path: &str) -> (u16, String) {
     let answer = reqwest::get(format!("{}{path}", house.url)).await.unwrap();
@@ -131,7 +136,7 @@ async fn what_cannot_make_desktops_is_alive_and_not_ready() {
 
     house.refuse_changes().await;
     let (status, why) = get(&house, "/readyz").await;
-    assert_eq!(status, 500);
+    assert_eq!(status, 503);
     assert!(why.contains("takes no change"), "{why}");
     assert_eq!(get(&house, "/healthz").await.0, 200);
 
@@ -139,4 +144,27 @@ async fn what_cannot_make_desktops_is_alive_and_not_ready() {
     let (status, why) = get(&house, "/healthz").await;
     assert_eq!(status, 500);
     assert!(why.contains("database"), "{why}");
+    let (status, why) = get(&house, "/readyz").await;
+    assert_eq!(status, 503);
+    assert!(why.contains("database"), "{why}");
+}
+
+#[tokio::test]
+async fn a_load_balancer_sends_nobody_to_one_that_drains_or_stops() {
+    let house = House::new().await;
+    // Without its listener, which is closed first: a balancer may hold a connection.
+    let ready = async || {
+        let asked = Request::get("/readyz").header("host", "localhost");
+        let asked = asked.body(Body::empty()).unwrap();
+        let answer = http::router(house.control.clone()).oneshot(asked).await;
+        answer.unwrap().status()
+    };
+    assert_eq!(ready().await, StatusCode::OK);
+    let drain = &house.control.shared.drain;
+    drain.set(Some(Rest::Wait)).unwrap();
+    assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE);
+    drain.set(None).unwrap();
+    assert_eq!(ready().await, StatusCode::OK);
+    house.control.stop(Duration::ZERO).await;
+    assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE);
 }

@@ -11,6 +11,7 @@ use mayfly_orchestrator::provider::Provider;
 use mayfly_orchestrator::provider::simulated::{Simulated, SimulatedConfig};
 use mayfly_orchestrator::secret::Secrets;
 use mayfly_orchestrator::store::sqlite::SqliteStore;
+use mayfly_orchestrator::telemetry::Traces;
 use secrecy::SecretString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,8 @@ pub(crate) struct House {
     pub(crate) url: String,
     /// In force from the next start on.
     pub(crate) limits: Limits,
+    /// Likewise.
+    pub(crate) traces: Traces,
     store: SqliteStore,
     server: JoinHandle<std::io::Result<()>>,
 }
@@ -96,10 +99,15 @@ impl House {
     }
 
     pub(crate) async fn with(limits: Limits, machines: SimulatedConfig) -> Self {
+        Self::traced(limits, machines, Traces::default()).await
+    }
+
+    pub(crate) async fn traced(limits: Limits, machines: SimulatedConfig, traces: Traces) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machines = Simulated::open(machines, &dir.path().join("machines")).unwrap();
         let clock = Clock::default();
-        let (control, store, server, address) = start(&dir, &machines, &clock, &limits).await;
+        let (control, store, server, address) =
+            start(&dir, &machines, &clock, &limits, &traces).await;
         let url = format!("http://{address}");
         Self {
             client: Client::new(&url).unwrap(),
@@ -109,6 +117,7 @@ impl House {
             control,
             url,
             limits,
+            traces,
             store,
             server,
         }
@@ -125,8 +134,14 @@ impl House {
         self.control.stop(Duration::ZERO).await;
         self.store.close().await;
         meanwhile(&self.dir.path().join("mayfly.db"));
-        let (control, store, server, address) =
-            start(&self.dir, &self.machines, &self.clock, &self.limits).await;
+        let (control, store, server, address) = start(
+            &self.dir,
+            &self.machines,
+            &self.clock,
+            &self.limits,
+            &self.traces,
+        )
+        .await;
         self.url = format!("http://{address}");
         self.client = Client::new(&self.url).unwrap();
         (self.control, self.store, self.server) = (control, store, server);
@@ -249,6 +264,7 @@ async fn start(
     machines: &Simulated,
     clock: &Clock,
     limits: &Limits,
+    traces: &Traces,
 ) -> (
     Control,
     SqliteStore,
@@ -281,6 +297,7 @@ async fn start(
         secrets,
         clock.clone(),
         providers,
+        traces.clone(),
     )
     .await
     .unwrap();

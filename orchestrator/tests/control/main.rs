@@ -24,4 +24,5 @@ mod receipt;
 mod replicas;
 mod restore;
 mod stuck;
+mod telemetry;
 mod words;

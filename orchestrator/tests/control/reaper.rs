@@ -260,6 +260,7 @@ async fn two_that_look_at_once_remove_each_machine_once() {
         Arc::new(secrets),
         house.clock.clone(),
         vec![Arc::new(house.machines.clone())],
+        mayfly_orchestrator::telemetry::Traces::default(),
     )
     .await
     .unwrap();

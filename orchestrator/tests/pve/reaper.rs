@@ -20,6 +20,7 @@ use mayfly_orchestrator::store::machines::{Locking, Reserved, Reserving};
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_orchestrator::store::strays::Outcome;
 use mayfly_orchestrator::store::{Change, Store};
+use mayfly_orchestrator::telemetry::Traces;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -164,7 +165,8 @@ async fn what_nobody_owns_of_a_site_is_removed_and_nothing_else() {
         ..Config::default()
     };
     let providers: Vec<Arc<dyn Provider>> = vec![Arc::new(terraform)];
-    let control = Control::start(config, store.clone(), secrets, clock.clone(), providers).await;
+    let (seen, traces) = (clock.clone(), Traces::default());
+    let control = Control::start(config, store.clone(), secrets, seen, providers, traces).await;
     let control = control.unwrap();
     // Found, in quarantine, removed: three in one pass, and the fourth.
     for seconds in [0, 2, 60, 60] {
