@@ -71,9 +71,11 @@ pub struct Report {
 /// Where this process looks: each of several for itself, since part of what a provider shows (folders, children) is on its own
 /// machine. Two that remove the same do no harm.
 fn place(shared: &Shared, provider: &dyn Provider) -> Place {
+    let store = &shared.store;
+    let host = store.is_shared().then(|| store.me().to_string());
     Place {
         provider: provider.kind().to_owned(),
-        host: shared.store.me().to_string(),
+        host: host.unwrap_or_default(),
     }
 }
 
