@@ -326,15 +326,18 @@ impl Strays for Sql {
         let change = of_stray(change, stray)
             .bind(now.as_microsecond())
             .bind(us(stray.tried_at));
-        Ok(self.changed("stray", change).await? > 0)
+        Ok(self.changed("removal", change).await? > 0)
     }
 
     async fn removal_failed(&self, stray: &Stray, why: &str) -> Result<(), StoreError> {
         let change = sqlx::query(
             "UPDATE stray SET why = $4 WHERE provider = $1 AND host = $2 AND number = $3 AND over_us IS NULL",
         );
-        self.run("stray", of_stray(change, stray).bind(without_nul(why)))
-            .await
+        self.run(
+            "removal failed",
+            of_stray(change, stray).bind(without_nul(why)),
+        )
+        .await
     }
 
     async fn removed(&self, stray: &Stray, now: Timestamp) -> Result<bool, StoreError> {
@@ -343,7 +346,7 @@ impl Strays for Sql {
                 AND over_us IS NULL AND tried_us IS NOT NULL",
         );
         let change = of_stray(change, stray).bind(now.as_microsecond());
-        Ok(self.changed("stray", change).await? > 0)
+        Ok(self.changed("removed", change).await? > 0)
     }
 
     async fn keep_stray(
@@ -353,7 +356,7 @@ impl Strays for Sql {
     ) -> Result<u64, StoreError> {
         let change =
             sqlx::query("UPDATE stray SET kept_us = $1 WHERE number = $2 AND over_us IS NULL");
-        self.changed("stray", change.bind(us(at)).bind(number(desktop)))
+        self.changed("keep stray", change.bind(us(at)).bind(number(desktop)))
             .await
     }
 
@@ -368,7 +371,7 @@ impl Strays for Sql {
 
     async fn forget_strays(&self, before: Timestamp) -> Result<u64, StoreError> {
         let change = sqlx::query("DELETE FROM stray WHERE over_us < $1");
-        self.changed("stray", change.bind(before.as_microsecond()))
+        self.changed("forget strays", change.bind(before.as_microsecond()))
             .await
     }
 }
