@@ -60,6 +60,14 @@ pub struct Cluster {
     guard: Child,
 }
 
+impl Drop for Cluster {
+    /// Ends the server, and waits until its folder is gone.
+    fn drop(&mut self) {
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
 impl Cluster {
     /// The one of this program, running. It flushes nothing: a power cut is none of the tests'.
     pub fn get() -> &'static Self {
