@@ -668,14 +668,16 @@ fn is_keyboard(layout: &str) -> bool {
 
 /// Works for a session until it is over, or another's.
 async fn work(shared: Arc<Shared>, id: SessionId, mut new: Option<(Record, watch::Receiver<u64>)>) {
-    /// However it ends: the next who is asked to work for it can.
+    /// If it breaks, the next who is asked to work for it can.
     struct Working<'a>(&'a Shared, SessionId);
     impl Drop for Working<'_> {
         fn drop(&mut self) {
-            self.0.working().remove(&self.1);
+            if std::thread::panicking() {
+                self.0.working().remove(&self.1);
+            }
         }
     }
-    let working = Working(&shared, id);
+    let _working = Working(&shared, id);
     loop {
         crate::worker::run(shared.clone(), id, new.take()).await;
         let mut all = shared.working();
@@ -683,7 +685,6 @@ async fn work(shared: Arc<Shared>, id: SessionId, mut new: Option<(Record, watch
             Some(again) if *again => *again = false,
             _ => {
                 all.remove(&id);
-                std::mem::forget(working);
                 return;
             }
         }

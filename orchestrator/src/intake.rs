@@ -133,15 +133,7 @@ mod tests {
     use mayfly_api::SessionId;
 
     fn asked() -> Record {
-        let wish = Wish {
-            origin: Origin::V1,
-            template: "t".to_owned(),
-            provider: "p".to_owned(),
-            user: "user".to_owned(),
-            language: None,
-            time_zone: None,
-            keyboard: None,
-        };
+        let wish = Wish::of_somebody(Origin::V1);
         let (limits, now) = (Limits::default(), Timestamp::now());
         Record::accepted(SessionId::new(), wish, Expected::default(), &limits, now)
     }

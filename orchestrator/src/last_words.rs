@@ -275,15 +275,7 @@ mod tests {
     fn words_are_wanted_before_the_first_removal_of_what_failed_and_of_nothing_else() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let name = DesktopName::from_number(1).unwrap();
-        let wish = Wish {
-            origin: Origin::V1,
-            template: "t".to_owned(),
-            provider: "p".to_owned(),
-            user: "user".to_owned(),
-            language: None,
-            time_zone: None,
-            keyboard: None,
-        };
+        let wish = Wish::of_somebody(Origin::V1);
         let id = SessionId::new();
         let mut made = Record::accepted(id, wish, Expected::default(), &Limits::default(), now);
         made.plan(name, now).unwrap();

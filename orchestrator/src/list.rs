@@ -5,6 +5,7 @@ use crate::desktop::{Desktop, DesktopPhase};
 use crate::reaper;
 use crate::serve;
 use crate::session::Record;
+use crate::store::replicas::ReplicaId;
 
 /// Which are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,16 @@ pub async fn lines(config: &Config, which: Which) -> anyhow::Result<Vec<String>>
 /// # Errors
 /// If the database cannot be read.
 pub async fn strays(config: &Config, all: bool) -> anyhow::Result<Vec<String>> {
-    let strays = serve::read_store(config, async |store| store.strays().await).await?;
+    let strays = serve::read_store(config, async |store| {
+        let mut strays = store.strays().await?;
+        for host in strays.iter_mut().map(|stray| &mut stray.place.host) {
+            if let Some(name) = store.called(&ReplicaId(host.clone())).await? {
+                *host = name;
+            }
+        }
+        Ok(strays)
+    });
+    let strays = strays.await?;
     let quarantine = crate::clock::s(config.limits.quarantine_s);
     Ok(reaper::lines(&strays, all, quarantine))
 }

@@ -8,6 +8,7 @@
 use crate::config::Config;
 use crate::control::Shared;
 use crate::provider::absent;
+use crate::replica;
 use crate::serve;
 use crate::store::StoreError;
 use crate::store::words::Whose;
@@ -58,13 +59,8 @@ async fn holds_a_secret(
 
 /// This program and this machine.
 fn by() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    format!(
-        "mayfly-orchestrator {} on {}",
-        env!("CARGO_PKG_VERSION"),
-        name.as_deref()
-            .map_or("a machine without a name", str::trim)
-    )
+    let (version, host) = (env!("CARGO_PKG_VERSION"), replica::host_name());
+    format!("mayfly-orchestrator {version} on {host}")
 }
 
 /// The receipts of a session or a desktop, for people. Reads the database that a service may be using.

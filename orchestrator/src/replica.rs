@@ -4,14 +4,13 @@
 //! * Nobody works here once the lease may be over as the database counts it: it is counted from before it was asked for, on a clock
 //!   that goes on while the machine is suspended or the process stopped, and ends [`MARGIN`] early.
 //! * What an orchestrator that died was working on goes on elsewhere within [`LEASE`] and two [`RENEW`]; that of one that was
-//!   stopped, within one [`RENEW`]. A desktop on its own machine waits for it
+//!   stopped, within one [`RENEW`]. What it owns itself and does not work for, such as after an answer that was lost, likewise. A desktop on its own machine waits for it
 //!   ([`Limits::host_lost_s`](crate::config::Limits)).
 
 use crate::control::Control;
 use crate::store::StoreError;
 use crate::store::replicas::{Changed, Replica, ReplicaId};
 use data_encoding::HEXLOWER;
-use mayfly_api::SessionId;
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -194,12 +193,15 @@ async fn renew(control: &Control, me: &Replica) {
                     .extend(asked + LEASE - MARGIN, &shared.stopping)
                 {
                     info!("the database is there again: going on with what nobody else took");
-                    resume(control).await;
                 }
-                match timeout(PATIENCE, shared.take_over()).await {
-                    Ok(Ok(taken)) => take_up(control, taken),
-                    Ok(Err(error)) => warn!(%error, "nothing was taken over"),
-                    Err(_) => {}
+                match timeout(PATIENCE, take_up(control)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => warn!(%error, "not all that is its own is worked for"),
+                    Err(_) => {
+                        warn!(
+                            "not all that is its own is worked for: the database does not answer"
+                        );
+                    }
                 }
             }
             Ok(Err(error)) => warn!(%error, "the lease was not renewed"),
@@ -209,34 +211,22 @@ async fn renew(control: &Control, me: &Replica) {
     }
 }
 
-/// Works again for all that is still its own.
-async fn resume(control: &Control) {
-    while control.shared.tenure.is_held() {
-        match timeout(PATIENCE, control.shared.store.mine()).await {
-            Ok(Ok(mine)) => {
-                for id in mine {
-                    control.work_for(id);
-                }
-                return;
-            }
-            _ => sleep(Duration::from_millis(200)).await,
-        }
+/// Takes what the dead left, and works for all that is its own: also for what it was given, or kept, in an answer that it did not hear.
+async fn take_up(control: &Control) -> Result<(), StoreError> {
+    let shared = &control.shared;
+    let taken = shared.take_over().await?.len();
+    if taken > 0 {
+        warn!(
+            sessions = taken,
+            "taken over from orchestrators that do not answer"
+        );
+        shared.metrics.taken_over(taken);
+        shared.queue_moved();
     }
-}
-
-fn take_up(control: &Control, taken: Vec<SessionId>) {
-    if taken.is_empty() {
-        return;
-    }
-    warn!(
-        sessions = taken.len(),
-        "taken over from orchestrators that do not answer"
-    );
-    control.shared.metrics.taken_over(taken.len());
-    for id in taken {
+    for id in shared.store.mine().await? {
         control.work_for(id);
     }
-    control.shared.queue_moved();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -56,6 +56,22 @@ pub struct Wish {
     pub keyboard: Option<String>,
 }
 
+#[cfg(test)]
+impl Wish {
+    /// What tests ask for.
+    pub(crate) fn of_somebody(origin: Origin) -> Self {
+        Self {
+            origin,
+            template: "t".to_owned(),
+            provider: "p".to_owned(),
+            user: "user".to_owned(),
+            language: None,
+            time_zone: None,
+            keyboard: None,
+        }
+    }
+}
+
 /// One session with everything that belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -616,15 +632,7 @@ mod tests {
 
     #[test]
     fn what_was_passed_does_not_come_back_and_another_desktop_begins_with_why() {
-        let wish = Wish {
-            origin: Origin::V1,
-            template: "t".to_owned(),
-            provider: "p".to_owned(),
-            user: "user".to_owned(),
-            language: None,
-            time_zone: None,
-            keyboard: None,
-        };
+        let wish = Wish::of_somebody(Origin::V1);
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let limits = Limits::default();
         let mut record =

@@ -50,15 +50,7 @@ struct Model {
 impl Model {
     fn new(origin: Origin) -> Self {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let wish = Wish {
-            origin,
-            template: "t".to_owned(),
-            provider: "p".to_owned(),
-            user: "user".to_owned(),
-            language: None,
-            time_zone: None,
-            keyboard: None,
-        };
+        let wish = Wish::of_somebody(origin);
         let limits = Limits::default();
         let id = mayfly_api::SessionId::new();
         Self {

@@ -416,15 +416,7 @@ impl World {
             return;
         }
         let id = SessionId(uuid::Uuid::from_u128(self.sessions.len() as u128 + 1));
-        let wish = Wish {
-            origin,
-            template: "t".to_owned(),
-            provider: "p".to_owned(),
-            user: "user".to_owned(),
-            language: None,
-            time_zone: None,
-            keyboard: None,
-        };
+        let wish = Wish::of_somebody(origin);
         let now = self.clock(p);
         let record = Record::accepted(id, wish, Expected::default(), &self.limits, now);
         let accepted = at_once(self.store.accept(record, None, 100));

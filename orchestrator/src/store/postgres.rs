@@ -287,12 +287,18 @@ async fn go_on_above(db: &mut Connection, number: i64) -> Result<(), StoreError>
 }
 
 /// Now by the server's clock, as [`Replicas::renew`] counts: microseconds since 1970.
-const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+macro_rules! now {
+    () => {
+        "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    };
+}
+
+const NOW: &str = concat!("SELECT ", now!());
 
 /// A listener that hears nothing for so long has lost its connection: each orchestrator says something more often.
 const SILENCE: Duration = Duration::from_secs(15);
 /// So many sessions change hands in one transaction.
-const AT_A_TIME: i64 = 500;
+const AT_A_TIME: usize = 500;
 
 #[async_trait]
 impl Replicas for PostgresStore {
@@ -315,10 +321,18 @@ impl Replicas for PostgresStore {
         bound: &[&'static str],
         patience: Duration,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let me = self.me.clone();
-        let bound = bound.iter().map(|kind| (*kind).to_owned()).collect();
-        let taken = self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))));
-        around("commit take over", taken).await
+        let bound: Vec<_> = bound.iter().map(|kind| (*kind).to_owned()).collect();
+        let mut all = Vec::new();
+        loop {
+            let (me, bound) = (self.me.clone(), bound.clone());
+            let taken = self.write(move |db| Box::pin(take_over(db, me, bound, micros(patience))));
+            let taken = around("commit take over", taken).await?;
+            let there_may_be_more = taken.len() == AT_A_TIME;
+            all.extend(taken);
+            if !there_may_be_more {
+                return Ok(all);
+            }
+        }
     }
 
     async fn mine(&self) -> Result<Vec<SessionId>, StoreError> {
@@ -332,19 +346,22 @@ impl Replicas for PostgresStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        let left = sqlx::query(
-            "UPDATE replica SET until_us = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - 1 WHERE id = $1",
-        );
+        let left = sqlx::query(concat!(
+            "UPDATE replica SET until_us = ",
+            now!(),
+            " - 1 WHERE id = $1"
+        ));
         let left = left.bind(&self.me.0).execute(&self.readers);
         around("commit leave", left).await?;
         Ok(())
     }
 
     async fn living(&self) -> Result<Vec<Replica>, StoreError> {
-        let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT id, name, installation FROM replica
-             WHERE until_us >= (extract(epoch FROM clock_timestamp()) * 1000000)::bigint ORDER BY id",
-        )
+        let rows: Vec<(String, String, String)> = sqlx::query_as(concat!(
+            "SELECT id, name, installation FROM replica WHERE until_us >= ",
+            now!(),
+            " ORDER BY id"
+        ))
         .fetch_all(&self.readers)
         .await?;
         let replica = |(id, name, installation)| Replica {
@@ -432,7 +449,7 @@ async fn take_over(
     .bind(bound)
     .bind(dead)
     .bind(lost)
-    .bind(AT_A_TIME)
+    .bind(i64::try_from(AT_A_TIME).unwrap_or(i64::MAX))
     .fetch_all(&mut *db)
     .await?;
     sqlx::query("UPDATE session SET owner = $1, fence = fence + 1 WHERE id = ANY($2)")

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub struct Place {
     /// The provider.
     pub provider: String,
-    /// The host whose machines they are; empty where every host sees the same.
+    /// The orchestrator that looked ([`ReplicaId`](super::replicas::ReplicaId)); empty where there is one.
     pub host: String,
 }
 

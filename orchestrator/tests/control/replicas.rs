@@ -4,9 +4,15 @@ use crate::house::until;
 use crate::process::{Service, configured, run, serve};
 use futures_util::StreamExt;
 use mayfly_api::{CreateSession, Created, EndReason, Session, SessionPhase};
+use mayfly_orchestrator::config::Limits;
+use mayfly_orchestrator::replica;
+use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
+use mayfly_orchestrator::store::Store;
+use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_postgres::Cluster;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sqlx::postgres::PgConnectOptions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -48,16 +54,17 @@ impl Place {
     }
 }
 
-async fn database(dir: &TempDir) -> String {
+async fn database(dir: &TempDir) -> (String, PgConnectOptions) {
     let cluster = Cluster::get();
     let database = cluster.database().await;
-    let schema = mayfly_orchestrator::store::postgres::PostgresStore::migrate(&database).await;
+    let schema = PostgresStore::migrate(&database).await;
     schema.unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, cluster.password()).unwrap();
     std::fs::set_permissions(&password, PermissionsExt::from_mode(0o600)).unwrap();
     let url = cluster.url(&database);
-    format!("[store]\nurl = {url:?}\npassword_file = {password:?}\n")
+    let store = format!("[store]\nurl = {url:?}\npassword_file = {password:?}\n");
+    (store, database)
 }
 
 async fn create(service: &Service) -> Created {
@@ -78,7 +85,7 @@ async fn reaches(service: &Service, created: &Created, phase: SessionPhase) -> S
 #[tokio::test]
 async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_takes_up() {
     let dir = tempfile::tempdir().unwrap();
-    let store = database(&dir).await;
+    let (store, _) = database(&dir).await;
     let limits = "max_desktops = 1";
     let (a, b) = (
         Place::new(&store, limits).await,
@@ -149,7 +156,7 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
 #[tokio::test]
 async fn a_machine_that_is_lost_makes_its_desktop_stuck_until_it_is_back() {
     let dir = tempfile::tempdir().unwrap();
-    let store = database(&dir).await;
+    let (store, _) = database(&dir).await;
     let limits = "host_lost_s = 1";
     let (a, b) = (
         Place::new(&store, limits).await,
@@ -182,4 +189,34 @@ async fn a_machine_that_is_lost_makes_its_desktop_stuck_until_it_is_back() {
     let _one = a.serve().await;
     reaches(&two, &used, SessionPhase::Ended).await;
     assert_eq!(a.machines(), 0);
+}
+
+#[tokio::test]
+async fn what_it_was_given_in_an_answer_that_was_lost_is_worked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, database) = database(&dir).await;
+    let place = Place::new(&store, "").await;
+    let _service = place.serve().await;
+    // It gives no places, so that only who works for a session ends it.
+    assert!(run(&["drain", "--config"], &place.config).status.success());
+    let me = replica::id(&place.dir.path().join("state"));
+    let store = PostgresStore::open(database, me).await.unwrap();
+    let wish = Wish {
+        origin: Origin::V1,
+        template: "t".to_owned(),
+        provider: "simulated".to_owned(),
+        user: "user".to_owned(),
+        language: None,
+        time_zone: None,
+        keyboard: None,
+    };
+    let id = mayfly_api::SessionId::new();
+    let long_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let record = Record::accepted(id, wish, Expected::default(), &Limits::default(), long_ago);
+    store.accept(record, None, 1).await.unwrap();
+    let ended = until("it is over", async || {
+        let record = store.get(id).await.unwrap().unwrap();
+        record.phase.is_final().then_some(record)
+    });
+    assert_eq!(ended.await.end_reason, Some(EndReason::Expired));
 }

@@ -96,6 +96,20 @@ async fn what_the_living_work_for_is_left_to_them_and_what_the_dead_left_is_take
 }
 
 #[tokio::test]
+async fn however_many_the_dead_left_they_are_taken_at_once() {
+    const MANY: u32 = 1_100;
+    let database = database().await;
+    let (a, b) = (open(&database, "a").await, open(&database, "b").await);
+    lives(&a, OVER).await;
+    let asked = |_| (asked(Expected::default(), Timestamp::now()), None);
+    let wishes = (0..MANY).map(asked).collect();
+    a.accept_all(wishes, MANY).await.unwrap();
+    let taken = b.take_over(&[], OVER).await.unwrap();
+    assert_eq!(taken.len(), MANY as usize);
+    assert_eq!(b.mine().await.unwrap().len(), MANY as usize);
+}
+
+#[tokio::test]
 async fn one_that_comes_back_while_it_is_taken_over_keeps_all_or_nothing() {
     let database = database().await;
     let (a, b) = (open(&database, "a").await, open(&database, "b").await);
