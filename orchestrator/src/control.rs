@@ -17,7 +17,7 @@ use crate::replica::{self, Tenure};
 use crate::secret::Secrets;
 use crate::session::{Expected, Origin, Record, Wish};
 use crate::store::replicas::Replica;
-use crate::store::{Accepted, Change, Idempotency, Restored, Store, StoreError};
+use crate::store::{Accepted, Change, Idempotency, Planned, Restored, Store, StoreError};
 use crate::telemetry::Traces;
 use crate::vitals::Vitals;
 use crate::worker::LIFETIME_MARGIN;
@@ -40,14 +40,12 @@ use tracing::{error, info, warn};
 const FULL: Duration = Duration::from_secs(30);
 /// For so long what desktops took is not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
-/// So many are told their new place in the queue at a time, and further behind so many at most: each time the queue is counted from
-/// its head.
-const NUMBERED: u32 = 200;
-const NUMBERED_BEHIND: u32 = 1_000;
+/// So many are told their new place in the queue at a time: nobody else who uses the store waits for longer than that.
+const NUMBERED: u32 = 250;
 /// Giving places takes one part in so many of the time at most.
 const GIVING_SHARE: u32 = 2;
 /// Telling those who wait their places takes one part in so many of the time.
-const NUMBERING_SHARE: u32 = 10;
+const NUMBERING_SHARE: u32 = 4;
 /// The dispatcher looks this often even if nobody wakes it.
 const DISPATCH: Duration = Duration::from_secs(5);
 
@@ -123,6 +121,8 @@ pub struct Shared {
     pub dispatch: Notify,
     /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
     moved: AtomicBool,
+    /// There was no place when the dispatcher looked last: whoever comes new is none of its business.
+    no_place: AtomicBool,
     /// Takes sessions.
     intake: Intake,
     /// The templates whose desktops can be made.
@@ -169,6 +169,13 @@ impl Shared {
     pub(crate) fn queue_moved(&self) {
         self.moved.store(true, Ordering::Release);
         self.dispatch.notify_one();
+    }
+
+    /// Sessions came to the end of the queue.
+    pub(crate) fn queue_grew(&self) {
+        if !self.no_place.load(Ordering::Acquire) {
+            self.dispatch.notify_one();
+        }
     }
 
     /// That provider has shown all its machines.
@@ -320,6 +327,7 @@ impl Control {
                 dispatch: Notify::new(),
                 // An earlier process may have died before it numbered them.
                 moved: AtomicBool::new(true),
+                no_place: AtomicBool::new(false),
                 stopping,
                 tenure,
                 working: Mutex::default(),
@@ -731,7 +739,10 @@ async fn give_places(control: &Control) -> Result<(), StoreError> {
         let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
         let planned = shared.store.plan_next(limits, &full, now).await?;
         shared.metrics.stored("plan", begun.elapsed());
-        let Some(record) = planned else {
+        shared
+            .no_place
+            .store(matches!(planned, Planned::NoPlace), Ordering::Release);
+        let Some(record) = planned.given() else {
             return Ok(());
         };
         shared.moved.store(true, Ordering::Release);
@@ -831,18 +842,16 @@ impl Numbering {
     }
 }
 
-/// Tells those behind that place theirs, so many at a time; the last of them, if there may be others.
+/// Tells those behind that place theirs, so many at a time; the last place of these, if there may be others.
 async fn number(shared: &Shared, behind: u32, pace: &mut Pace) -> Result<Option<u32>, StoreError> {
-    let begun = Instant::now();
-    let (now, most) = (shared.clock.now(), behind.clamp(NUMBERED, NUMBERED_BEHIND));
-    let numbered = shared.store.renumber_queue(behind, most, now).await;
+    let (now, begun) = (shared.clock.now(), Instant::now());
+    let numbered = shared.store.renumber_queue(behind, NUMBERED, now).await;
     pace.worked(begun);
     let numbered = numbered?;
-    for record in &numbered {
+    for record in &numbered.told {
         shared.hub.publish(record);
     }
-    let last = numbered.last().filter(|_| numbered.len() == most as usize);
-    Ok(last.and_then(|record| record.queue_position))
+    Ok((!numbered.to_the_end).then_some(behind + NUMBERED))
 }
 
 /// A desktop that the copy knows as being made.

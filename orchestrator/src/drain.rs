@@ -102,9 +102,11 @@ pub async fn work(shared: &Shared, rest: Rest) -> Result<(), StoreError> {
     // Others that share the database give places to those who wait, and look after their own.
     let (shared_store, me) = (shared.store.is_shared(), shared.store.me());
     for record in shared.store.live().await? {
-        if shared_store
-            && (record.owner.as_ref() != Some(me) || record.phase == SessionPhase::Queued)
-        {
+        let waits = record.phase == SessionPhase::Queued;
+        if shared_store && (record.owner.as_ref() != Some(me) || waits) {
+            continue;
+        }
+        if !waits && rest == Rest::Wait {
             continue;
         }
         let done = shared.update(record.id, move |record| {

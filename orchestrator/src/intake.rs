@@ -120,7 +120,7 @@ async fn take(control: &Control, shared: &Shared, asked: impl Iterator<Item = As
         // Whoever asked may be gone; their session is there all the same.
         let _ = answer.send(accepted);
     }
-    shared.dispatch.notify_one();
+    shared.queue_grew();
 }
 
 #[cfg(test)]

@@ -272,7 +272,9 @@ pub async fn all(
             let Some(point) = points.lock().ok().and_then(|mut points| points.next()) else {
                 return anyhow::Ok(deaths);
             };
-            let mut here = match place.take() {
+            // Terraform is readied once for a state folder.
+            let used = place.take().filter(|_| !point.contains(" init#"));
+            let mut here = match used {
                 Some(place) => place,
                 None => make().await?,
             };

@@ -8,7 +8,7 @@ use std::time::Duration;
 async fn whatever_fails_nothing_is_lost_and_nothing_is_left() -> Result<()> {
     let seed = fastrand::u64(..);
     println!("seed {seed}: cargo xtask chaos --seed {seed} draws the same");
-    let report = chaos::run(seed, Duration::from_secs(120)).await?;
+    let report = chaos::run(seed, Duration::from_secs(120), None).await?;
     println!("{}", serde_json::to_string_pretty(&report)?);
     ensure!(
         report.ok,

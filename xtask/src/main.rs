@@ -42,7 +42,7 @@ enum Task {
     /// Every case and kill point on the real desktop, and a long chaos: target/reports/soak.json
     Soak(suite::Arguments),
     /// Several orchestrators on one PostgreSQL, and everything that can fail does: target/reports/chaos.json
-    Chaos(suite::Arguments),
+    Chaos(suite::ChaosArgs),
     /// The whole chain, once: a domain, a lab of Proxmox VE, a person at work: target/reports/proxmox.json
     Lab(suite::LabArgs),
     /// Draw every icon anew from icons/mayfly.svg

@@ -39,6 +39,16 @@ pub(crate) struct Arguments {
     arguments: Vec<String>,
 }
 
+/// Options of `cargo xtask chaos`.
+#[derive(Args)]
+pub(crate) struct ChaosArgs {
+    /// A version from which the orchestrators are upgraded meanwhile: a commit of this repository
+    #[arg(long)]
+    older: Option<String>,
+    #[command(flatten)]
+    others: Arguments,
+}
+
 /// One run of the suite.
 struct Suite<'a> {
     house: &'a House,
@@ -313,15 +323,42 @@ pub(crate) fn soak(house: &House, args: &Arguments) -> Result<()> {
 }
 
 /// Three orchestrators, and everything that can fail does, for as long as is said.
-pub(crate) fn chaos(house: &House, args: &Arguments) -> Result<()> {
+pub(crate) fn chaos(house: &House, args: &ChaosArgs) -> Result<()> {
     packages::ensure(&[Purpose::Test])?;
     let mut suite = Suite::new(house, &[])?;
     suite.toxiproxy()?;
     let build = "build --workspace --bin mayfly-orchestrator --bin chaos --locked";
     run::run(&mut house.cargo(build.split(' ')))?;
-    let mut command = suite.reporter("chaos", &args.arguments)?;
-    let outcome = run::run(command.args(["--commit", &commit(house)?]));
+    let mut command = suite.reporter("chaos", &args.others.arguments)?;
+    command.args(["--commit", &commit(house)?]);
+    if let Some(revision) = &args.older {
+        command
+            .args(["--older-commit", revision])
+            .arg("--older")
+            .arg(older(house, revision)?);
+    }
+    let outcome = run::run(&mut command);
     suite.leftovers().and(outcome)
+}
+
+/// The orchestrator as it was at that commit, built from there.
+fn older(house: &House, revision: &str) -> Result<PathBuf> {
+    let folder = house.target.join("older");
+    let (tree, target) = (folder.join("tree"), folder.join("target"));
+    let mut add = house.command("git");
+    add.args(["worktree", "add", "--force", "--detach"])
+        .arg(&tree)
+        .arg(revision);
+    if tree.is_dir() {
+        add = house.command("git");
+        add.current_dir(&tree)
+            .args(["checkout", "--quiet", "--detach", revision]);
+    }
+    run::run(&mut add)?;
+    let build = "build --package mayfly-orchestrator --bin mayfly-orchestrator --locked";
+    let mut build = house.cargo(build.split(' '));
+    run::run(build.current_dir(&tree).env("CARGO_TARGET_DIR", &target))?;
+    Ok(target.join("debug/mayfly-orchestrator"))
 }
 
 /// What is tested, for reports.

@@ -464,7 +464,8 @@ impl World {
 
     fn place(&mut self, p: usize) {
         let now = self.clock(p);
-        if let Some(record) = at_once(self.store.plan_next(&self.limits, &[], now)) {
+        let planned = at_once(self.store.plan_next(&self.limits, &[], now));
+        if let Some(record) = planned.given() {
             self.take(p, record.id);
             self.changed(record.id);
         }

@@ -6,7 +6,10 @@ use super::receipts::Receipts;
 use super::replicas::{ReplicaId, Replicas};
 use super::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use super::words::{DESKTOPS, Kept, Whose, Words};
-use super::{Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected};
+use super::{
+    Accepted, Change, Changing, Idempotency, Numbered, Planned, Restored, Store, StoreError,
+    expected,
+};
 use crate::clock::ms_between;
 use crate::config::Limits;
 use crate::desktop::{Desktop, DesktopPhase};
@@ -196,46 +199,51 @@ impl Store for MemoryStore {
         limits: &Limits,
         full: &[String],
         now: Timestamp,
-    ) -> Result<Option<Record>, StoreError> {
+    ) -> Result<Planned, StoreError> {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut model = self.model();
         let making = |d: &&Desktop| d.phase() < DesktopPhase::Claimed;
         if count(model.desktops().count()) >= limits.max_desktops
             || count(model.desktops().filter(making).count()) >= limits.concurrent_creates
         {
-            return Ok(None);
+            return Ok(Planned::NoPlace);
         }
         let waiting = model.that(|r| r.needs_desktop() && !full.contains(&r.wish.template));
         let Some(mut record) = waiting.into_iter().next() else {
-            return Ok(None);
+            return Ok(Planned::Nobody);
         };
         let name = DesktopName::from_number(model.last + 1).ok_or(StoreError::NoNames)?;
         record.take(&self.1);
         if record.plan(name, now).is_err() {
-            return Ok(None);
+            return Ok(Planned::Nobody);
         }
         model.last = name.number();
         model.save(&mut record, Change::Told, now);
-        Ok(Some(record))
+        Ok(Planned::Given(Box::new(record)))
     }
 
     async fn renumber_queue(
         &self,
         after: u32,
-        most: u32,
+        count: u32,
         now: Timestamp,
-    ) -> Result<Vec<Record>, StoreError> {
+    ) -> Result<Numbered, StoreError> {
         let mut model = self.model();
         let queued = model.that(|r| r.phase == SessionPhase::Queued);
-        let moved = (1..)
-            .zip(queued)
-            .filter(|(place, record)| *place > after && record.queue_position != Some(*place));
-        let mut moved: Vec<_> = moved.take(most as usize).collect();
-        for (place, record) in &mut moved {
-            record.queue_position = Some(*place);
-            model.save(record, Change::Told, now);
+        let part = (1..).zip(queued).skip(after as usize).take(count as usize);
+        let part: Vec<_> = part.collect();
+        let mut numbered = Numbered {
+            told: Vec::new(),
+            to_the_end: part.len() < count as usize,
+        };
+        for (place, mut record) in part {
+            if record.queue_position != Some(place) {
+                record.queue_position = Some(place);
+                model.save(&mut record, Change::Told, now);
+                numbered.told.push(record);
+            }
         }
-        Ok(moved.into_iter().map(|(_, record)| record).collect())
+        Ok(numbered)
     }
 
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError> {

@@ -210,16 +210,15 @@ pub trait Store:
         limits: &Limits,
         full: &[String],
         now: Timestamp,
-    ) -> Result<Option<Record>, StoreError>;
+    ) -> Result<Planned, StoreError>;
 
-    /// Numbers the queue anew behind the place `after`: the first `most` sessions there that have another place than they were told,
-    /// in their order. They are told. Fewer than `most`: that was the end of the queue.
+    /// Numbers the queue anew behind the place `after`, the next `count` places: those there who were told another place are told theirs.
     async fn renumber_queue(
         &self,
         after: u32,
-        most: u32,
+        count: u32,
         now: Timestamp,
-    ) -> Result<Vec<Record>, StoreError>;
+    ) -> Result<Numbered, StoreError>;
 
     /// The events of a session after `seq`, in order.
     async fn events_after(&self, id: SessionId, seq: u64) -> Result<Vec<SessionEvent>, StoreError>;
@@ -243,6 +242,37 @@ pub trait Store:
 
     /// Ends what is under way and lets go of the database.
     async fn close(&self);
+}
+
+/// Who gets the next desktop.
+#[derive(Clone, Debug)]
+pub enum Planned {
+    /// This session, from now on.
+    Given(Box<Record>),
+    /// Nobody: the limits leave no place.
+    NoPlace,
+    /// Nobody waits who could have it.
+    Nobody,
+}
+
+impl Planned {
+    /// The session that was given one.
+    #[must_use]
+    pub fn given(self) -> Option<Record> {
+        match self {
+            Self::Given(record) => Some(*record),
+            Self::NoPlace | Self::Nobody => None,
+        }
+    }
+}
+
+/// A part of the queue that was numbered anew.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Numbered {
+    /// Those who have another place now, in their order.
+    pub told: Vec<Record>,
+    /// Nobody waits behind this part.
+    pub to_the_end: bool,
 }
 
 /// Medians of how long sessions took to be ready, and of each of their stages.

@@ -55,6 +55,9 @@ fn migrations() -> Migrator {
     migrations
 }
 
+/// A query with arguments is one statement.
+const SEVERAL: bool = false;
+
 /// The session that waits longest without a desktop, of those that nobody changes now; not one of the templates in a JSON array.
 /// That none of them is over is said for the index of those that are not.
 const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')

@@ -4,8 +4,8 @@
 //! holds others off meanwhile, and what they say differently.
 
 use super::{
-    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, Sql, alone, go_on_above, hold, hold_all,
-    next_number, tell, tell_all,
+    COPIED, Connection, HIGHEST, IN_USE, NEXT, Row, SEVERAL, Sql, alone, go_on_above, hold,
+    hold_all, next_number, tell, tell_all,
 };
 use crate::clock::ms_between;
 use crate::config::Limits;
@@ -20,7 +20,8 @@ use crate::store::replicas::{ReplicaId, Replicas};
 use crate::store::strays::{self, Look, Outcome, Place, Stray, Strays, Turn};
 use crate::store::words::{DESKTOPS, Kept, Whose, Words};
 use crate::store::{
-    Accepted, Change, Changing, Idempotency, Restored, Store, StoreError, expected,
+    Accepted, Change, Changing, Idempotency, Numbered, Planned, Restored, Store, StoreError,
+    expected,
 };
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -30,6 +31,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 #[async_trait]
 impl Store for Sql {
@@ -86,12 +88,12 @@ impl Store for Sql {
         limits: &Limits,
         full: &[String],
         now: Timestamp,
-    ) -> Result<Option<Record>, StoreError> {
+    ) -> Result<Planned, StoreError> {
         let (most, at_once) = (limits.max_desktops, limits.concurrent_creates);
         let (me, full) = (self.me().clone(), to_json(&full)?);
         let planned = self.write(move |db| Box::pin(plan_next(db, me, [most, at_once], full, now)));
         let planned = planned.await?;
-        if let Some(record) = &planned {
+        if let Planned::Given(record) = &planned {
             failpoints::after(|| record.commit());
         }
         Ok(planned)
@@ -100,11 +102,11 @@ impl Store for Sql {
     async fn renumber_queue(
         &self,
         after: u32,
-        most: u32,
+        count: u32,
         now: Timestamp,
-    ) -> Result<Vec<Record>, StoreError> {
+    ) -> Result<Numbered, StoreError> {
         self.commit("renumber", move |db| {
-            Box::pin(renumber_queue(db, after, most, now))
+            Box::pin(renumber_queue(db, after, count, now))
         })
         .await
     }
@@ -442,9 +444,7 @@ async fn accept_all(
     alone(db, "accept").await?;
     let keys: Vec<_> = wishes.iter().filter_map(|(_, key)| key.as_ref()).collect();
     let mut known = before(db, &keys).await?;
-    let mut queued: i64 = sqlx::query_scalar("SELECT count(*) FROM session WHERE phase = 'queued'")
-        .fetch_one(&mut *db)
-        .await?;
+    let mut queued = known.queued;
     let mut rows = Vec::with_capacity(wishes.len());
     let mut accepted = Vec::with_capacity(wishes.len());
     for (mut record, key) in wishes {
@@ -467,8 +467,8 @@ async fn accept_all(
     }
     if !rows.is_empty() {
         let rows = to_json(&rows)?;
-        for insert in [NEW_SESSIONS, NEW_STAGES, NEW_EVENTS, NEW_KEYS] {
-            sqlx::query(insert)
+        for insert in NEW.iter() {
+            sqlx::query(sqlx::AssertSqlSafe(insert.as_str()))
                 .bind(rows.clone())
                 .execute(&mut *db)
                 .await?;
@@ -536,6 +536,17 @@ impl NewRow {
     }
 }
 
+/// Of [`NewRow`]s.
+static NEW: LazyLock<Vec<String>> =
+    LazyLock::new(|| together(&[NEW_SESSIONS, NEW_STAGES, NEW_EVENTS, NEW_KEYS]));
+
+/// Statements with the same argument, in as few queries as the database takes.
+fn together(statements: &[&str]) -> Vec<String> {
+    let most = if SEVERAL { statements.len() } else { 1 };
+    let queries = statements.chunks(most);
+    queries.map(|query| query.join(";\n")).collect()
+}
+
 const NEW_SESSIONS: &str = concat!(
     "INSERT INTO session (id, origin, template, provider, \"user\", language, time_zone, keyboard, phase, seq,
         created_us, expires_us, activity_us, queue_position, expected, owner, fence)
@@ -589,7 +600,7 @@ async fn plan_next(
     [most, at_once]: [u32; 2],
     full: String,
     now: Timestamp,
-) -> Result<Option<Record>, StoreError> {
+) -> Result<Planned, StoreError> {
     alone(db, "plan").await?;
     let (all, making): (i64, i64) = sqlx::query_as(
         "SELECT count(*), count(CASE WHEN phase IN ('planned', 'creating', 'booting', 'configuring', 'ready') THEN 1 END)
@@ -598,15 +609,17 @@ async fn plan_next(
     .fetch_one(&mut *db)
     .await?;
     if all >= i64::from(most) || making >= i64::from(at_once) {
-        return Ok(None);
+        return Ok(Planned::NoPlace);
     }
     let next: Option<String> = sqlx::query_scalar(NEXT)
         .bind(full)
         .fetch_optional(&mut *db)
         .await?;
-    let Some(id) = next else { return Ok(None) };
+    let Some(id) = next else {
+        return Ok(Planned::Nobody);
+    };
     let Some(mut record) = load(db, parse(&id)?).await? else {
-        return Ok(None);
+        return Ok(Planned::Nobody);
     };
     let name = u32::try_from(next_number(db).await?)
         .ok()
@@ -615,32 +628,38 @@ async fn plan_next(
     let was = record.clone();
     record.take(&me);
     if record.plan(name, now).is_err() {
-        return Ok(None);
+        return Ok(Planned::Nobody);
     }
     failpoints::before(|| record.commit());
     save(db, &was, &mut record, Change::Told, now).await?;
-    Ok(Some(record))
+    Ok(Planned::Given(Box::new(record)))
 }
 
 async fn renumber_queue(
     db: &mut Connection,
     after: u32,
-    most: u32,
+    count: u32,
     now: Timestamp,
-) -> Result<Vec<Record>, StoreError> {
+) -> Result<Numbered, StoreError> {
     alone(db, "renumber").await?;
-    let moved: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT id, place FROM (
-             SELECT id, queue_position, row_number() OVER (ORDER BY created_us, id) AS place
-             FROM session WHERE phase = 'queued') AS queue
-         WHERE place > $1 AND queue_position IS DISTINCT FROM place ORDER BY place LIMIT $2",
+    let part: Vec<(String, Option<i64>)> = sqlx::query_as(
+        "SELECT id, queue_position FROM session WHERE phase = 'queued' ORDER BY created_us, id LIMIT $1 OFFSET $2",
     )
+    .bind(i64::from(count))
     .bind(i64::from(after))
-    .bind(i64::from(most))
     .fetch_all(&mut *db)
     .await?;
+    let to_the_end = part.len() < count as usize;
+    let places = (i64::from(after) + 1..).zip(part);
+    let moved: Vec<_> = places
+        .filter(|(place, (_, told))| *told != Some(*place))
+        .map(|(place, (id, _))| (id, place))
+        .collect();
     if moved.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Numbered {
+            told: Vec::new(),
+            to_the_end,
+        });
     }
     let ids: Vec<_> = moved.iter().map(|(id, _)| id.clone()).collect();
     let places: HashMap<_, _> = moved.into_iter().collect();
@@ -655,14 +674,17 @@ async fn renumber_queue(
     }
     let rows: Result<Vec<_>, StoreError> = moved.iter().map(|r| Moved::of(r, now)).collect();
     let rows = to_json(&rows?)?;
-    for change in [MOVED_SESSIONS, MOVED_EVENTS] {
-        sqlx::query(change)
+    for change in MOVED.iter() {
+        sqlx::query(sqlx::AssertSqlSafe(change.as_str()))
             .bind(rows.clone())
             .execute(&mut *db)
             .await?;
     }
     tell_all(db, &rows).await?;
-    Ok(moved)
+    Ok(Numbered {
+        told: moved,
+        to_the_end,
+    })
 }
 
 /// A session by its id, in an array for [`rows!`].
@@ -698,6 +720,9 @@ impl Moved {
         })
     }
 }
+
+/// Of [`Moved`]s.
+static MOVED: LazyLock<Vec<String>> = LazyLock::new(|| together(&[MOVED_SESSIONS, MOVED_EVENTS]));
 
 const MOVED_SESSIONS: &str = concat!(
     "UPDATE session SET seq = CAST(value->>'seq' AS bigint), queue_position = CAST(value->>'queue_position' AS bigint)
@@ -986,13 +1011,17 @@ fn event(row: &Row) -> Result<SessionEvent, StoreError> {
     })
 }
 
-/// What keys were used for: the request's SHA-256, and the first event of its session.
-#[derive(Default)]
-struct Used(HashMap<String, (String, SessionEvent)>);
+/// What is there when sessions come.
+struct Before {
+    /// So many wait.
+    queued: i64,
+    /// What keys were used for: the request's SHA-256, and the first event of its session.
+    used: HashMap<String, (String, SessionEvent)>,
+}
 
-impl Used {
+impl Before {
     fn accepted(&self, key: &Idempotency) -> Option<Accepted> {
-        let (request, first) = self.0.get(&key.key_sha256)?;
+        let (request, first) = self.used.get(&key.key_sha256)?;
         if *request != key.request_sha256 {
             return Some(Accepted::Mismatch);
         }
@@ -1006,30 +1035,35 @@ impl Used {
             at: record.created_at,
             session: record.view(),
         };
-        self.0.insert(key.key_sha256, (key.request_sha256, first));
+        self.used
+            .insert(key.key_sha256, (key.request_sha256, first));
     }
 }
 
-async fn before(db: &mut Connection, keys: &[&Idempotency]) -> Result<Used, StoreError> {
-    if keys.is_empty() {
-        return Ok(Used::default());
-    }
+async fn before(db: &mut Connection, keys: &[&Idempotency]) -> Result<Before, StoreError> {
     let ids: Vec<_> = keys.iter().map(|key| key.key_sha256.clone()).collect();
     let rows = sqlx::query(concat!(
-        "SELECT i.key_sha256, i.request_sha256, e.seq, e.at_us, e.body
-         FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
-         WHERE i.key_sha256 IN (SELECT value->>'id' FROM ",
+        "SELECT * FROM (SELECT count(*) AS queued FROM session WHERE phase = 'queued') AS queue LEFT JOIN (
+             SELECT i.key_sha256, i.request_sha256, e.seq, e.at_us, e.body
+             FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
+             WHERE i.key_sha256 IN (SELECT value->>'id' FROM ",
         rows!(),
-        ")"
+        ")) AS used ON TRUE"
     ))
     .bind(to_json(&Id::of(&ids))?)
     .fetch_all(&mut *db)
     .await?;
-    let used = rows.iter().map(|row| {
-        let (key, request) = (row.try_get("key_sha256")?, row.try_get("request_sha256")?);
-        Ok((key, (request, event(row)?)))
-    });
-    Ok(Used(used.collect::<Result<_, StoreError>>()?))
+    let queued = match rows.first() {
+        Some(row) => row.try_get("queued")?,
+        None => 0,
+    };
+    let mut used = HashMap::new();
+    for row in &rows {
+        if let Some(key) = row.try_get("key_sha256")? {
+            used.insert(key, (row.try_get("request_sha256")?, event(row)?));
+        }
+    }
+    Ok(Before { queued, used })
 }
 
 async fn load(db: &mut Connection, id: SessionId) -> Result<Option<Record>, StoreError> {

@@ -49,6 +49,9 @@ const LOG_PAGES: &str = "16384";
 /// How often somebody does.
 const MOVED: Duration = Duration::from_secs(1);
 
+/// A query may have several statements: each is a message to the connection's thread.
+const SEVERAL: bool = true;
+
 /// The session that waits longest without a desktop; not one of the templates in a JSON array.
 /// That none of them is over is said for the index of those that are not.
 const NEXT: &str = "SELECT id FROM session WHERE phase IN ('queued', 'preparing') AND phase NOT IN ('ended', 'failed')

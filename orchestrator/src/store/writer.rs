@@ -174,18 +174,15 @@ async fn run(db: &mut SqliteConnection, statement: &'static str) -> Result<(), s
     Ok(())
 }
 
-/// Makes a group of intents, in their order, and commits.
+/// Makes a group of intents, in their order, and commits. Statements that need no answer between them go together: each time the
+/// connection is asked costs as much as a small statement.
 async fn commit(
     db: &mut SqliteConnection,
     group: &mut VecDeque<Box<dyn Intent>>,
     answers: &mut Vec<Answer>,
 ) -> Result<(), sqlx::Error> {
-    run(db, "BEGIN IMMEDIATE").await?;
-    while !group.is_empty() {
-        run(db, "SAVEPOINT intent").await?;
-        let Some(intent) = group.pop_front() else {
-            break;
-        };
+    run(db, "BEGIN IMMEDIATE; SAVEPOINT intent").await?;
+    while let Some(intent) = group.pop_front() {
         match intent.make(db).await {
             Made::Kept(answer) => answers.push(answer),
             Made::Undone(answer) => {
@@ -194,7 +191,9 @@ async fn commit(
                 run(db, "ROLLBACK TO intent").await?;
             }
         }
-        run(db, "RELEASE intent").await?;
+        if !group.is_empty() {
+            run(db, "RELEASE intent; SAVEPOINT intent").await?;
+        }
     }
-    run(db, "COMMIT").await
+    run(db, "RELEASE intent; COMMIT").await
 }

@@ -93,7 +93,11 @@ async fn desktop(store: &dyn Store, clock: &Clock) -> (SessionId, DesktopName) {
     let id = SessionId::new();
     let record = Record::accepted(id, wish, Expected::default(), &limits, clock.now());
     store.accept(record, None, 100).await.unwrap();
-    let planned = store.plan_next(&limits, &[], clock.now()).await.unwrap();
+    let planned = store
+        .plan_next(&limits, &[], clock.now())
+        .await
+        .unwrap()
+        .given();
     (id, planned.unwrap().desktop.unwrap().name())
 }
 

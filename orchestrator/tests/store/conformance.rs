@@ -96,7 +96,12 @@ async fn change(
 async fn claimed(store: &Arc<dyn Store>, at: Timestamp, after_s: u32) -> Record {
     let limits = Limits::default();
     let id = accept(store, at).await.id;
-    let planned = store.plan_next(&limits, &[], at).await.unwrap().unwrap();
+    let planned = store
+        .plan_next(&limits, &[], at)
+        .await
+        .unwrap()
+        .given()
+        .unwrap();
     assert_eq!(planned.id, id);
     let name = planned.desktop.unwrap().name();
     let ready = after(at, s(after_s));
@@ -170,14 +175,20 @@ async fn places_go_to_who_waits_longest_within_the_limits(place: Place) {
     };
     let first = accept(&store, now()).await;
     let second = accept(&store, after(now(), SECOND)).await;
-    let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
+    let planned = store
+        .plan_next(&limits, &[], now())
+        .await
+        .unwrap()
+        .given()
+        .unwrap();
     assert_eq!(planned.id, first.id);
-    let none = store.plan_next(&limits, &[], now()).await.unwrap();
+    let none = store.plan_next(&limits, &[], now()).await.unwrap().given();
     assert!(none.is_none());
-    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap().told;
     assert_eq!(moved.len(), 1);
     assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
-    assert_eq!(store.renumber_queue(0, 1_000, now()).await.unwrap(), []);
+    let none = store.renumber_queue(0, 1_000, now()).await.unwrap();
+    assert_eq!((none.told, none.to_the_end), (vec![], true));
     store.close().await;
 }
 
@@ -196,23 +207,23 @@ async fn those_in_front_are_told_their_places_first_and_each_once(place: Place) 
         })
         .await;
     }
-    let told = async |behind, most| {
-        let told = store.renumber_queue(behind, most, now()).await.unwrap();
-        for record in &told {
+    let told = async |behind, count| {
+        let numbered = store.renumber_queue(behind, count, now()).await.unwrap();
+        for record in &numbered.told {
             let events = store.events_after(record.id, 1).await.unwrap();
             assert_eq!(events.len(), 1);
             assert_eq!(events[0].session, record.view());
             assert_eq!(store.get(record.id).await.unwrap().as_ref(), Some(record));
         }
-        let told = told.into_iter().map(|r| (r.id, r.queue_position));
-        told.collect::<Vec<_>>()
+        let told = numbered.told.into_iter().map(|r| (r.id, r.queue_position));
+        (told.collect::<Vec<_>>(), numbered.to_the_end)
     };
     let ids: Vec<_> = waiting.iter().map(|r| r.id).collect();
-    let behind = [(ids[2], Some(3)), (ids[3], Some(4))];
-    assert_eq!(told(2, 9).await, behind);
-    assert_eq!(told(0, 1).await, [(ids[0], Some(1))]);
-    assert_eq!(told(0, 9).await, [(ids[1], Some(2))]);
-    assert_eq!(told(0, 9).await, []);
+    let behind = vec![(ids[2], Some(3)), (ids[3], Some(4))];
+    assert_eq!(told(2, 9).await, (behind, true));
+    assert_eq!(told(0, 1).await, (vec![(ids[0], Some(1))], false));
+    assert_eq!(told(0, 3).await, (vec![(ids[1], Some(2))], false));
+    assert_eq!(told(0, 9).await, (vec![], true));
     store.close().await;
 }
 
@@ -220,7 +231,12 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
     let store = place.open().await;
     let limits = Limits::default();
     let first = accept(&store, now()).await;
-    let planned = store.plan_next(&limits, &[], now()).await.unwrap().unwrap();
+    let planned = store
+        .plan_next(&limits, &[], now())
+        .await
+        .unwrap()
+        .given()
+        .unwrap();
     let name = planned.desktop.unwrap().name();
     change(&store, first.id, now(), move |r| {
         r.creating(name).unwrap();
@@ -228,12 +244,12 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
         Change::Told
     })
     .await;
-    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap();
+    let moved = store.renumber_queue(0, 1_000, now()).await.unwrap().told;
     let waits = moved[0].view();
     assert_eq!(waits.queue_position, Some(1));
     assert_eq!(waits.stages[0].progress, Some(StageProgress::NoRoom));
     assert_eq!(waits.desktop, None);
-    let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap();
+    let next = async |full: &[String]| store.plan_next(&limits, full, now()).await.unwrap().given();
     assert!(next(&[]).await.is_none(), "its desktop is being removed");
     change(&store, first.id, now(), move |r| {
         r.gone(name, now()).unwrap();
@@ -484,7 +500,7 @@ async fn places_given_out_by_many_at_once_go_to_as_many_sessions_as_the_limits_l
         let limits = limits.clone();
         async move {
             let mut planned = Vec::new();
-            while let Some(record) = store.plan_next(&limits, &[], now()).await.unwrap() {
+            while let Some(record) = store.plan_next(&limits, &[], now()).await.unwrap().given() {
                 planned.push((record.id, record.desktop.unwrap().name()));
             }
             store.renumber_queue(0, 1_000, now()).await.unwrap();
@@ -565,7 +581,7 @@ async fn a_change_that_the_schema_refuses_leaves_nothing_of_itself(place: Place)
     let store = place.open().await;
     let id = accept(&store, now()).await.id;
     let planned = store.plan_next(&Limits::default(), &[], now()).await;
-    let before = planned.unwrap().unwrap();
+    let before = planned.unwrap().given().unwrap();
     let name = before.desktop.as_ref().unwrap().name();
     store.close().await;
     let accepted = at_once(&place, 16, move |store, n| async move {
@@ -666,7 +682,7 @@ async fn numbers_are_never_used_twice_while_many_sessions_come_and_go(place: Pla
             for _ in 0..5 {
                 accept(&store, now()).await;
                 // Perhaps another's session.
-                let planned = store.plan_next(&limits, &[], now()).await.unwrap();
+                let planned = store.plan_next(&limits, &[], now()).await.unwrap().given();
                 let Some(record) = planned else { continue };
                 names.push(record.desktop.as_ref().unwrap().name());
                 end(&store, &record).await;

@@ -17,7 +17,7 @@ use proptest::test_runner::TestCaseError;
 enum Ask {
     Accept { wishes: Vec<(Option<u8>, u8)> },
     Plan { full: bool },
-    Renumber { behind: u32, most: u32 },
+    Renumber { behind: u32, count: u32 },
     Forget,
     Resume { seen: Option<u32> },
     Change { of: usize, verb: Verb, told: bool },
@@ -47,7 +47,7 @@ fn ask() -> impl Strategy<Value = Ask> {
     prop_oneof![
         3 => prop::collection::vec((prop::option::of(0..3_u8), 0..2_u8), 0..4).prop_map(|wishes| Ask::Accept { wishes }),
         3 => any::<bool>().prop_map(|full| Ask::Plan { full }),
-        1 => (0..3_u32, 1..4_u32).prop_map(|(behind, most)| Ask::Renumber { behind, most }),
+        1 => (0..3_u32, 1..4_u32).prop_map(|(behind, count)| Ask::Renumber { behind, count }),
         1 => Just(Ask::Forget),
         1 => prop::option::of(0..20_u32).prop_map(|seen| Ask::Resume { seen }),
         8 => (0..6_usize, verb, any::<bool>()).prop_map(|(of, verb, told)| Ask::Change { of, verb, told }),
@@ -113,9 +113,9 @@ async fn answer(
             let full = if full { vec!["t".to_owned()] } else { vec![] };
             format!("{:?}", store.plan_next(&limits, &full, now).await.unwrap())
         }
-        Ask::Renumber { behind, most } => {
-            let moved = store.renumber_queue(behind, most, now).await;
-            format!("{:?}", moved.unwrap())
+        Ask::Renumber { behind, count } => {
+            let numbered = store.renumber_queue(behind, count, now).await;
+            format!("{:?}", numbered.unwrap())
         }
         Ask::Forget => format!("{:?}", store.forget(now).await.unwrap()),
         Ask::Resume { seen } => {

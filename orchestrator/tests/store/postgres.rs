@@ -105,7 +105,12 @@ async fn a_dump_that_is_restored_finds_out_that_it_is_a_copy_and_only_once() {
     let record = asked(Expected::default(), now);
     store.accept(record.clone(), None, 1).await.unwrap();
     let limits = mayfly_orchestrator::config::Limits::default();
-    let planned = store.plan_next(&limits, &[], now).await.unwrap().unwrap();
+    let planned = store
+        .plan_next(&limits, &[], now)
+        .await
+        .unwrap()
+        .given()
+        .unwrap();
     let known = planned.desktop.unwrap().name();
     assert_eq!(store.resume(Some(known), now).await.unwrap(), None);
 

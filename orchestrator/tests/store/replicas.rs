@@ -139,7 +139,11 @@ async fn who_gives_a_place_works_for_it_and_what_the_other_says_late_carries_an_
     lives(&b, LONG).await;
     let first = accept(&a).await;
     let limits = Limits::default();
-    let planned = b.plan_next(&limits, &[], Timestamp::now()).await.unwrap();
+    let planned = b
+        .plan_next(&limits, &[], Timestamp::now())
+        .await
+        .unwrap()
+        .given();
     let planned = planned.unwrap();
     assert_eq!((planned.id, planned.fence), (first, 2));
     assert_eq!(planned.owner.as_ref(), Some(b.me()));

@@ -2,8 +2,8 @@
 //! how that grows; on SQLite and on PostgreSQL.
 //!
 //! Machines play no part: one desktop is being made all the time, and everybody else waits in the queue. The load comes from this
-//! program, on the same processors. Beside it, in the same run, a small Flask service like the one that Mayfly replaces, and the disk:
-//! no answer comes sooner than its flush. Writes `control-plane.json` to `$MAYFLY_REPORTS`.
+//! program, on the same processors. Beside it, in the same run, a small Flask service like the one that Mayfly replaces, and the disk
+//! and the processors: no answer comes sooner than a flush, and some wakings of threads. Writes `control-plane.json` to `$MAYFLY_REPORTS`.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 #[derive(Parser)]
@@ -88,8 +89,13 @@ async fn main() -> Result<()> {
     report.insert("machine".to_owned(), machine::facts()?);
     if args.wants("disk") {
         report.insert("disk_write_and_flush_ms".to_owned(), disk()?);
+        report.insert("thread_woken_and_back_ms".to_owned(), wake()?);
     }
-    for (name, kind) in [("sqlite", Kind::Sqlite), ("postgresql", Kind::Postgres)] {
+    let cluster = Cluster::durable();
+    for (name, kind) in [
+        ("sqlite", Kind::Sqlite),
+        ("postgresql", Kind::Postgres(&cluster)),
+    ] {
         if args.store.as_ref().is_none_or(|only| only == name) {
             let figures = mayfly(&args, kind).await.context(name)?;
             report.insert(format!("mayfly_on_{name}"), figures);
@@ -125,10 +131,32 @@ fn disk() -> Result<Value> {
     Ok(figures(waited))
 }
 
+/// Two threads that wake each other, once in a millisecond: an answer needs that many times. A virtual machine's processors wait.
+fn wake() -> Result<Value> {
+    let (there, called) = std::sync::mpsc::channel();
+    let (back, answered) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || called.iter().try_for_each(|()| back.send(())).is_ok());
+    let mut waited = Vec::new();
+    for _ in 0..5_000 {
+        let begun = Instant::now();
+        there.send(())?;
+        answered.recv()?;
+        waited.push(ms(begun.elapsed()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(there);
+    ensure!(
+        other.join().is_ok_and(|sound| sound),
+        "the other thread broke"
+    );
+    Ok(figures(waited))
+}
+
 #[derive(Clone, Copy)]
-enum Kind {
+enum Kind<'a> {
     Sqlite,
-    Postgres,
+    /// One that flushes, as a site's does.
+    Postgres(&'a Cluster),
 }
 
 /// An orchestrator with an empty database.
@@ -139,17 +167,17 @@ struct Service {
 }
 
 impl Service {
-    async fn start(kind: Kind, name: &str) -> Result<Self> {
+    async fn start(kind: Kind<'_>, name: &str) -> Result<Self> {
         let lab = Lab::new(&format!("load {name}"))?;
         let (database, sections) = match kind {
             Kind::Sqlite => (None, String::new()),
-            Kind::Postgres => {
-                let database = durable().database().await;
+            Kind::Postgres(cluster) => {
+                let database = cluster.database().await;
                 PostgresStore::migrate(&database).await?;
                 let password = lab.path("config/password");
-                std::fs::write(&password, durable().password())?;
+                std::fs::write(&password, cluster.password())?;
                 std::fs::set_permissions(&password, PermissionsExt::from_mode(0o600))?;
-                let url = durable().url(&database);
+                let url = cluster.url(&database);
                 let sections = format!("[store]\nurl = {url:?}\npassword_file = {password:?}\n");
                 (Some(database), sections)
             }
@@ -213,13 +241,7 @@ impl Service {
     }
 }
 
-/// A PostgreSQL that flushes, as a site's does.
-fn durable() -> &'static Cluster {
-    static CLUSTER: std::sync::OnceLock<Cluster> = std::sync::OnceLock::new();
-    CLUSTER.get_or_init(Cluster::durable)
-}
-
-async fn mayfly(args: &Args, kind: Kind) -> Result<Value> {
+async fn mayfly(args: &Args, kind: Kind<'_>) -> Result<Value> {
     let mut all = Map::new();
     if args.wants("rate") || args.wants("streams") {
         let figures = at_rates(args, kind).await.context("at a rate")?;
@@ -323,19 +345,25 @@ async fn at_a_rate(
 ) -> Result<Vec<Waited>> {
     let begin = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
+    let due_by_now = Arc::new(Semaphore::new(0));
+    let clock = std::thread::spawn({
+        let due_by_now = due_by_now.clone();
+        move || tick(&due_by_now, rate, begin, count, connections)
+    });
     let mut callers = JoinSet::new();
     for _ in 0..connections {
         let (next, mut caller) = (next.clone(), Caller::to(address));
+        let due_by_now = due_by_now.clone();
         callers.spawn(async move {
             let mut waited = Vec::new();
             loop {
+                due_by_now.acquire().await?.forget();
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
                     return anyhow::Ok(waited);
                 }
                 let number = f64::from(u32::try_from(number)?);
                 let due = begin + Duration::from_secs_f64(number / f64::from(rate));
-                tokio::time::sleep_until(due.into()).await;
                 let answer = caller.ask(ask).await;
                 let over = answer.is_err();
                 waited.push((answer, ms(due.elapsed())));
@@ -349,7 +377,23 @@ async fn at_a_rate(
     while let Some(waited) = callers.join_next().await {
         all.extend(waited??);
     }
+    ensure!(clock.join().is_ok(), "the clock broke");
     Ok(all)
+}
+
+/// Lets one request go when it is due, and at the end one more for each who waits for the next. Tokio's timers are a millisecond late.
+fn tick(due_by_now: &Semaphore, rate: u32, begin: Instant, count: usize, connections: usize) {
+    let (mut gone, each) = (0, Duration::from_secs(1) / rate);
+    while gone < count {
+        let due = begin.elapsed().as_nanos() / each.as_nanos().max(1) + 1;
+        let due = usize::try_from(due).unwrap_or(count).min(count);
+        due_by_now.add_permits(due - gone);
+        gone = due;
+        let next = Duration::from_secs_f64(self::count(gone) / f64::from(rate));
+        let pause = next.saturating_sub(begin.elapsed());
+        std::thread::sleep(pause.max(Duration::from_micros(50)));
+    }
+    due_by_now.add_permits(connections);
 }
 
 /// Sessions that were all taken, and how long each waited.
@@ -361,7 +405,7 @@ fn taken(waited: Vec<Waited>) -> Result<(Vec<Created>, Vec<f64>)> {
     Ok(taken.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-async fn at_rates(args: &Args, kind: Kind) -> Result<Value> {
+async fn at_rates(args: &Args, kind: Kind<'_>) -> Result<Value> {
     let mut service = Service::start(kind, "rate").await?;
     let idle = service.resident_mb()?;
     let mut all: Vec<Created> = Vec::new();
@@ -397,7 +441,7 @@ async fn at_rates(args: &Args, kind: Kind) -> Result<Value> {
 /// From the word that ends a session to the event of that on its stream, with all streams open.
 async fn fan_out(service: &mut Service, followed: Vec<Created>) -> Result<Value> {
     let client = Arc::new(service.orchestrator.client().clone());
-    let opened = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::new(Semaphore::new(0));
     let mut streams = JoinSet::new();
     for created in &followed {
         let (client, id) = (client.clone(), created.session.id);
@@ -459,7 +503,7 @@ async fn rush(address: &str, ask: Ask) -> Result<Value> {
 }
 
 /// More than can be taken, and a SIGKILL in the middle of it: whoever was told yes is there afterwards, and whoever was not was told so.
-async fn stress(args: &Args, kind: Kind) -> Result<Value> {
+async fn stress(args: &Args, kind: Kind<'_>) -> Result<Value> {
     let mut service = Service::start(kind, "stress").await?;
     let address = service.address();
     let count = args.stress as usize * RUSH.as_secs() as usize;
@@ -509,7 +553,7 @@ async fn stress(args: &Args, kind: Kind) -> Result<Value> {
 }
 
 /// What a step costs with a hundred sessions, with ten times as many, and so on.
-async fn growth(args: &Args, kind: Kind) -> Result<Value> {
+async fn growth(args: &Args, kind: Kind<'_>) -> Result<Value> {
     let mut all: Vec<(usize, BTreeMap<&str, f64>)> = Vec::new();
     for sessions in [args.sessions / 100, args.sessions / 10, args.sessions] {
         let grown = grown(kind, sessions).await;
@@ -547,7 +591,7 @@ async fn growth(args: &Args, kind: Kind) -> Result<Value> {
     }))
 }
 
-async fn grown(kind: Kind, sessions: usize) -> Result<BTreeMap<&'static str, f64>> {
+async fn grown(kind: Kind<'_>, sessions: usize) -> Result<BTreeMap<&'static str, f64>> {
     let mut service = Service::start(kind, "growth").await?;
     let idle = service.resident_mb()?;
     let mut figures = BTreeMap::new();

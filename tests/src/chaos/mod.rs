@@ -2,6 +2,9 @@
 //!
 //! What must hold is looked at where it would show: on the site that has the machines, in the database, and by the people themselves.
 //! The faults, and what each person does, are drawn from a seed. Which call meets which fault is up to the machine's load.
+//!
+//! With an orchestrator of an older version beside it, all start as that one, with its schema. At a third of the time the schema is
+//! brought up to date while they serve; from then on each that starts again is of the one version or the other.
 
 mod people;
 mod site;
@@ -15,7 +18,6 @@ use mayfly_orchestrator::provider::simulated::{Simulated, SimulatedConfig};
 use mayfly_orchestrator::provider::site::serve;
 use mayfly_orchestrator::replica;
 use mayfly_orchestrator::secret::Secrets;
-use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_postgres::{Cluster, Stop};
 use nix::sys::signal::Signal;
 use people::{People, Seen};
@@ -26,7 +28,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::{FromRow, Row};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -119,6 +121,8 @@ pub struct Report {
     orchestrators: usize,
     people_at_once: usize,
     faults: BTreeMap<String, u32>,
+    /// How often an orchestrator of each version was started.
+    starts: BTreeMap<Version, u32>,
     takeovers: Vec<Takeover>,
     takeover_ms: Value,
     site: Value,
@@ -129,6 +133,48 @@ pub struct Report {
     pub leftovers: Vec<String>,
     /// What must never have happened.
     pub wrong: Vec<String>,
+}
+
+/// Which of two, while a site is upgraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Version {
+    /// With which all start, if there is one.
+    Older,
+    /// That of this repository.
+    Newer,
+}
+
+/// The programs of the versions.
+struct Versions {
+    older: Option<PathBuf>,
+    newer: PathBuf,
+    /// The older one has been alone until now.
+    alone: bool,
+    starts: BTreeMap<Version, u32>,
+    random: Rng,
+}
+
+impl Versions {
+    /// The one to start now.
+    fn draw(&mut self) -> &Path {
+        let (program, version) = match &self.older {
+            Some(older) if self.alone || self.random.bool() => (older, Version::Older),
+            _ => (&self.newer, Version::Newer),
+        };
+        *self.starts.entry(version).or_default() += 1;
+        program
+    }
+}
+
+/// Brings the schema to that of the program's version.
+async fn migrate(lab: &Lab, program: &Path, config: &Path) -> Result<()> {
+    let mut command = lab.command(program);
+    command.arg("migrate").arg("--config").arg(config);
+    let output = tokio::process::Command::from(command).output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {said}", program.display());
+    Ok(())
 }
 
 /// One of the orchestrators.
@@ -142,11 +188,6 @@ struct Orchestrator {
 }
 
 impl Orchestrator {
-    async fn start_again(&mut self, lab: &Lab, http: &reqwest::Client) -> Result<()> {
-        self.process = start(lab, &self.name, &self.config)?;
-        self.answers(http).await
-    }
-
     async fn answers(&mut self, http: &reqwest::Client) -> Result<()> {
         let health = format!("{}/healthz", self.url);
         until("an orchestrator answers", START, async || {
@@ -158,8 +199,8 @@ impl Orchestrator {
     }
 }
 
-fn start(lab: &Lab, name: &str, config: &std::path::Path) -> Result<Process> {
-    let mut command = lab.command(program("mayfly-orchestrator")?);
+fn start(lab: &Lab, name: &str, config: &Path, program: &Path) -> Result<Process> {
+    let mut command = lab.command(program);
     command.arg("serve").arg("--config").arg(config);
     lab.start(name, command)
 }
@@ -174,6 +215,7 @@ struct Chaos {
     db: PgPool,
     http: reqwest::Client,
     faults: BTreeMap<String, u32>,
+    versions: Versions,
     takeovers: Vec<Takeover>,
     wrong: Vec<String>,
     /// Faults that last while others come.
@@ -181,12 +223,12 @@ struct Chaos {
     lab: Lab,
 }
 
-/// Runs for so long, then sees whether everything comes to rest.
+/// Runs for so long, then sees whether everything comes to rest; upgraded meanwhile, if there is an orchestrator of an older version.
 ///
 /// # Errors
 /// When the scene cannot be set up or torn down; what went wrong in it is in the report.
-pub async fn run(seed: u64, length: Duration) -> Result<Report> {
-    let mut chaos = Chaos::start(seed).await?;
+pub async fn run(seed: u64, length: Duration, older: Option<&Path>) -> Result<Report> {
+    let mut chaos = Chaos::start(seed, older).await?;
     let (go, over) = watch::channel(false);
     let urls: Vec<String> = chaos.all.iter().map(|one| one.url.clone()).collect();
     let people = People::new(&urls, over)?;
@@ -195,7 +237,7 @@ pub async fn run(seed: u64, length: Duration) -> Result<Report> {
     let crowd = tokio::spawn(crowd(people.clone(), Rng::with_seed(seed), coming));
 
     let begin = Instant::now();
-    let mut failed = chaos.fail(begin + length).await.err();
+    let mut failed = chaos.fail(begin + length / 3, begin + length).await.err();
     let since = Instant::now();
     stop.send_replace(true);
     let _ = go.send(true);
@@ -226,6 +268,7 @@ pub async fn run(seed: u64, length: Duration) -> Result<Report> {
         orchestrators: ORCHESTRATORS,
         people_at_once: PEOPLE,
         faults: std::mem::take(&mut chaos.faults),
+        starts: std::mem::take(&mut chaos.versions.starts),
         takeovers: std::mem::take(&mut chaos.takeovers),
         takeover_ms: figures(all),
         site: json!({"calls": calls, "lies": lies}),
@@ -313,13 +356,12 @@ async fn look(db: PgPool) -> Vec<String> {
 }
 
 impl Chaos {
-    async fn start(seed: u64) -> Result<Self> {
+    async fn start(seed: u64, older: Option<&Path>) -> Result<Self> {
         let lab = Lab::new("chaos")?;
         let port = lab.port(0);
         let cluster =
             Arc::new(tokio::task::spawn_blocking(move || Cluster::start(Some(port))).await?);
         let database = cluster.database().await;
-        PostgresStore::migrate(&database).await?;
         let name = database.get_database().context("a database")?.to_owned();
         let db = PgPoolOptions::new()
             .max_connections(4)
@@ -354,6 +396,13 @@ impl Chaos {
             db,
             http,
             faults: BTreeMap::new(),
+            versions: Versions {
+                older: older.map(Path::to_owned),
+                newer: program("mayfly-orchestrator")?,
+                alone: older.is_some(),
+                starts: BTreeMap::new(),
+                random: Rng::with_seed(seed),
+            },
             takeovers: Vec::new(),
             wrong: Vec::new(),
             lasting: JoinSet::new(),
@@ -366,12 +415,7 @@ impl Chaos {
     }
 
     /// Starts another orchestrator, with its own way to the database and its own door to the site.
-    async fn add(
-        &mut self,
-        number: usize,
-        database: &str,
-        password: &std::path::Path,
-    ) -> Result<()> {
+    async fn add(&mut self, number: usize, database: &str, password: &Path) -> Result<()> {
         let (lab, index) = (&self.lab, u16::try_from(number)?);
         let name = format!("orchestrator-{number}");
         let (listen, way) = (lab.port(2 + 2 * index), lab.port(3 + 2 * index));
@@ -401,10 +445,14 @@ impl Chaos {
                  [provider.simulated]\nsite = {door:?}\n"
             ),
         )?;
+        let program = self.versions.draw();
+        if number == 0 {
+            migrate(lab, program, &config).await?;
+        }
         let mut one = Orchestrator {
             id: replica::id(&state).0,
             url: format!("http://127.0.0.1:{listen}"),
-            process: start(lab, &name, &config)?,
+            process: start(lab, &name, &config, program)?,
             name,
             config,
         };
@@ -413,10 +461,22 @@ impl Chaos {
         Ok(())
     }
 
-    /// Draws faults until then, and waits for the end of the last ones.
-    async fn fail(&mut self, end: Instant) -> Result<()> {
+    async fn start_again(&mut self, one: usize) -> Result<()> {
+        let program = self.versions.draw();
+        let one = &mut self.all[one];
+        one.process = start(&self.lab, &one.name, &one.config, program)?;
+        one.answers(&self.http).await
+    }
+
+    /// Draws faults until the end, with an upgrade on the way, and waits for the end of the last ones.
+    async fn fail(&mut self, upgrade: Instant, end: Instant) -> Result<()> {
         let mut deck = Vec::new();
         while Instant::now() < end {
+            if self.versions.alone && Instant::now() > upgrade {
+                println!("            the schema is brought up to date");
+                migrate(&self.lab, &self.versions.newer, &self.all[0].config).await?;
+                self.versions.alone = false;
+            }
             if deck.is_empty() {
                 deck = FAULTS.to_vec();
                 self.random.shuffle(&mut deck);
@@ -445,11 +505,11 @@ impl Chaos {
                 let since = Instant::now();
                 self.all[one].process.crash().await?;
                 self.taken(fault, one, before, since).await?;
-                self.all[one].start_again(&self.lab, &self.http).await
+                self.start_again(one).await
             }
             Fault::KilledAndBack => {
                 self.all[one].process.crash().await?;
-                self.all[one].start_again(&self.lab, &self.http).await
+                self.start_again(one).await
             }
             Fault::Stopped => {
                 let before = self.working(one).await?;
@@ -460,7 +520,7 @@ impl Chaos {
                     self.wrong.push(format!("stopped, it ended with {status}"));
                 }
                 self.taken(fault, one, before, since).await?;
-                self.all[one].start_again(&self.lab, &self.http).await
+                self.start_again(one).await
             }
             Fault::Frozen => {
                 let before = self.working(one).await?;
