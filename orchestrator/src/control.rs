@@ -171,9 +171,9 @@ impl Shared {
         self.dispatch.notify_one();
     }
 
-    /// Sessions came to the end of the queue.
+    /// Sessions came to the end of the queue. Another process that shares the database may have freed a place meanwhile.
     pub(crate) fn queue_grew(&self) {
-        if !self.no_place.load(Ordering::Acquire) {
+        if self.store.is_shared() || !self.no_place.load(Ordering::Acquire) {
             self.dispatch.notify_one();
         }
     }
