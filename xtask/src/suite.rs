@@ -31,7 +31,7 @@ pub(crate) struct TestArgs {
     tests: Vec<String>,
 }
 
-/// Options of `cargo xtask bench`, `soak` and `chaos`, which the programs behind them read.
+/// Options of `cargo xtask bench` and `soak`, which the programs behind them read.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Passed on
@@ -42,11 +42,15 @@ pub(crate) struct Arguments {
 /// Options of `cargo xtask chaos`.
 #[derive(Args)]
 pub(crate) struct ChaosArgs {
+    /// How long everything that can fail does
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Draws the faults of an earlier report
+    #[arg(long)]
+    seed: Option<u64>,
     /// A version from which the orchestrators are upgraded meanwhile: a commit of this repository
     #[arg(long)]
     older: Option<String>,
-    #[command(flatten)]
-    others: Arguments,
 }
 
 /// One run of the suite.
@@ -329,8 +333,12 @@ pub(crate) fn chaos(house: &House, args: &ChaosArgs) -> Result<()> {
     suite.toxiproxy()?;
     let build = "build --workspace --bin mayfly-orchestrator --bin chaos --locked";
     run::run(&mut house.cargo(build.split(' ')))?;
-    let mut command = suite.reporter("chaos", &args.others.arguments)?;
+    let mut command = suite.reporter("chaos", &[])?;
     command.args(["--commit", &commit(house)?]);
+    command.args(["--minutes", &args.minutes.to_string()]);
+    if let Some(seed) = args.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
     if let Some(revision) = &args.older {
         command
             .args(["--older-commit", revision])

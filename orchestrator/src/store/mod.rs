@@ -267,7 +267,7 @@ impl Planned {
 }
 
 /// A part of the queue that was numbered anew.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbered {
     /// Those who have another place now, in their order.
     pub told: Vec<Record>,

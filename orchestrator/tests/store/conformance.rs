@@ -14,7 +14,7 @@ use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
 use mayfly_orchestrator::store::machines::{Locking, Reserved, Reserving};
 use mayfly_orchestrator::store::strays::{Look, Outcome, Place as At, Stray, Turn};
 use mayfly_orchestrator::store::words::{DESKTOPS, Kept, Whose};
-use mayfly_orchestrator::store::{Accepted, Change, Idempotency, Store};
+use mayfly_orchestrator::store::{Accepted, Change, Idempotency, Planned, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,16 +92,17 @@ async fn change(
     done.unwrap().0
 }
 
+/// The session that is given the next desktop.
+async fn given(store: &Arc<dyn Store>, limits: &Limits, at: Timestamp) -> Record {
+    let planned = store.plan_next(limits, &[], at).await.unwrap();
+    planned.given().unwrap()
+}
+
 /// A session that got its desktop `after_s` seconds after it was asked for.
 async fn claimed(store: &Arc<dyn Store>, at: Timestamp, after_s: u32) -> Record {
     let limits = Limits::default();
     let id = accept(store, at).await.id;
-    let planned = store
-        .plan_next(&limits, &[], at)
-        .await
-        .unwrap()
-        .given()
-        .unwrap();
+    let planned = given(store, &limits, at).await;
     assert_eq!(planned.id, id);
     let name = planned.desktop.unwrap().name();
     let ready = after(at, s(after_s));
@@ -175,15 +176,10 @@ async fn places_go_to_who_waits_longest_within_the_limits(place: Place) {
     };
     let first = accept(&store, now()).await;
     let second = accept(&store, after(now(), SECOND)).await;
-    let planned = store
-        .plan_next(&limits, &[], now())
-        .await
-        .unwrap()
-        .given()
-        .unwrap();
+    let planned = given(&store, &limits, now()).await;
     assert_eq!(planned.id, first.id);
-    let none = store.plan_next(&limits, &[], now()).await.unwrap().given();
-    assert!(none.is_none());
+    let none = store.plan_next(&limits, &[], now()).await.unwrap();
+    assert!(matches!(none, Planned::NoPlace), "{none:?}");
     let moved = store.renumber_queue(0, 1_000, now()).await.unwrap().told;
     assert_eq!(moved.len(), 1);
     assert_eq!((moved[0].id, moved[0].queue_position), (second.id, Some(1)));
@@ -231,12 +227,7 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
     let store = place.open().await;
     let limits = Limits::default();
     let first = accept(&store, now()).await;
-    let planned = store
-        .plan_next(&limits, &[], now())
-        .await
-        .unwrap()
-        .given()
-        .unwrap();
+    let planned = given(&store, &limits, now()).await;
     let name = planned.desktop.unwrap().name();
     change(&store, first.id, now(), move |r| {
         r.creating(name).unwrap();

@@ -49,10 +49,10 @@ struct Args {
     #[arg(long, default_value_t = 10_000)]
     stress: u32,
     /// Only these parts: disk, rate, streams, rush, stress, growth, flask
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = PARTS)]
     only: Vec<String>,
-    /// Only this store: sqlite or postgresql
-    #[arg(long)]
+    /// Only this store
+    #[arg(long, value_parser = ["sqlite", "postgresql"])]
     store: Option<String>,
     /// Where control-plane.json goes; given by `cargo xtask bench`
     #[arg(long)]
@@ -65,6 +65,10 @@ impl Args {
     }
 }
 
+/// What is measured.
+const PARTS: [&str; 7] = [
+    "disk", "rate", "streams", "rush", "stress", "growth", "flask",
+];
 /// Everything here takes seconds; a busy machine gets this long.
 const BOUND: Duration = Duration::from_secs(600);
 /// Callers who ask again as soon as they are answered, each by a connection of its own.

@@ -4,7 +4,7 @@
 //! The faults, and what each person does, are drawn from a seed. Which call meets which fault is up to the machine's load.
 //!
 //! With an orchestrator of an older version beside it, all start as that one, with its schema. At a third of the time the schema is
-//! brought up to date while they serve; from then on each that starts again is of the one version or the other.
+//! brought up to date while they serve; from then on those that start again are of the one version and the other in turn.
 
 mod people;
 mod site;
@@ -151,19 +151,28 @@ struct Versions {
     newer: PathBuf,
     /// The older one has been alone until now.
     alone: bool,
+    last: Version,
     starts: BTreeMap<Version, u32>,
-    random: Rng,
 }
 
 impl Versions {
     /// The one to start now.
-    fn draw(&mut self) -> &Path {
+    fn next(&mut self) -> &Path {
         let (program, version) = match &self.older {
-            Some(older) if self.alone || self.random.bool() => (older, Version::Older),
+            Some(older) if self.alone || self.last == Version::Newer => (older, Version::Older),
             _ => (&self.newer, Version::Newer),
         };
+        self.last = version;
         *self.starts.entry(version).or_default() += 1;
         program
+    }
+
+    /// Nothing was shown of an upgrade that did not happen.
+    fn wrong(&self) -> Option<String> {
+        let both = [Version::Older, Version::Newer];
+        let upgraded = both.iter().all(|version| self.starts.contains_key(version));
+        (self.older.is_some() && !upgraded)
+            .then(|| format!("no two versions were started: {:?}", self.starts))
     }
 }
 
@@ -258,6 +267,7 @@ pub async fn run(seed: u64, length: Duration, older: Option<&Path>) -> Result<Re
     }
     wrong.extend(chaos.site.wrong());
     wrong.extend(people.wrong());
+    wrong.extend(chaos.versions.wrong());
     wrong.extend(failed.map(|error| format!("{error:#}")));
     let (calls, lies) = chaos.site.told();
     let all: Vec<u64> = chaos.takeovers.iter().flat_map(|t| t.ms.clone()).collect();
@@ -400,8 +410,8 @@ impl Chaos {
                 older: older.map(Path::to_owned),
                 newer: program("mayfly-orchestrator")?,
                 alone: older.is_some(),
+                last: Version::Older,
                 starts: BTreeMap::new(),
-                random: Rng::with_seed(seed),
             },
             takeovers: Vec::new(),
             wrong: Vec::new(),
@@ -445,7 +455,7 @@ impl Chaos {
                  [provider.simulated]\nsite = {door:?}\n"
             ),
         )?;
-        let program = self.versions.draw();
+        let program = self.versions.next();
         if number == 0 {
             migrate(lab, program, &config).await?;
         }
@@ -462,7 +472,7 @@ impl Chaos {
     }
 
     async fn start_again(&mut self, one: usize) -> Result<()> {
-        let program = self.versions.draw();
+        let program = self.versions.next();
         let one = &mut self.all[one];
         one.process = start(&self.lab, &one.name, &one.config, program)?;
         one.answers(&self.http).await
