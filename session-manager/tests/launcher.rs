@@ -5,100 +5,11 @@
 mod world;
 
 use mayfly_api::{EndReason, SessionPhase};
-use mayfly_session_manager::notify::Silent;
+use mayfly_session_manager::Exit;
 use mayfly_session_manager::record::Records;
-use mayfly_session_manager::secrets::{Memory, SecretStore};
-use mayfly_session_manager::settings::Places;
 use mayfly_session_manager::view::{Action, Countdown, Screen, Settings};
-use mayfly_session_manager::{Adapters, Config, Exit, Handle, spawn};
-use secrecy::SecretString;
-use std::sync::{Arc, Mutex};
-use world::{FakeClient, Making, Orchestrator, PASSWORD, PATIENCE, alive, all_files};
-
-/// A keyring that outlives the launcher, as the real one does.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Memory>>);
-
-impl SecretStore for Shared {
-    fn set(&mut self, name: &str, secret: &SecretString) -> Result<(), String> {
-        self.0.lock().unwrap().set(name, secret)
-    }
-    fn get(&mut self, name: &str) -> Result<Option<SecretString>, String> {
-        self.0.lock().unwrap().get(name)
-    }
-    fn remove(&mut self, name: &str) -> Result<(), String> {
-        self.0.lock().unwrap().remove(name)
-    }
-}
-
-struct Desk {
-    dir: tempfile::TempDir,
-    keyring: Shared,
-    client: FakeClient,
-    orchestrator: Orchestrator,
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        world::remove(self.dir.path());
-    }
-}
-
-impl Desk {
-    async fn new(making: Making) -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-            keyring: Shared::default(),
-            client: FakeClient::new(),
-            orchestrator: Orchestrator::start(making).await,
-        }
-    }
-
-    fn places(&self) -> Places {
-        Places {
-            config_dir: self.dir.path().join("config"),
-            data_dir: self.dir.path().join("data"),
-        }
-    }
-
-    fn launcher(&self, countdown: Countdown) -> Handle {
-        let mut config = Config::load(self.places());
-        config.settings = Settings {
-            orchestrator: self.orchestrator.address.clone(),
-            countdown,
-            language: Some("en".into()),
-            ..Settings::default()
-        };
-        config.settings.rdp.client = Some(self.client.path().display().to_string());
-        let adapters = Adapters {
-            secrets: Box::new(self.keyring.clone()),
-            notifier: Arc::new(Silent),
-        };
-        spawn(config, adapters)
-    }
-}
-
-async fn screen(handle: &Handle, what: &str, is: impl Fn(&Screen) -> bool) -> Screen {
-    let mut views = handle.views();
-    let shown = views.wait_for(|view| is(&view.screen));
-    match tokio::time::timeout(PATIENCE, shown).await {
-        Ok(view) => view.unwrap().screen.clone(),
-        Err(_) => panic!(
-            "{what} was not shown, but {:?}",
-            handle.views().borrow().screen
-        ),
-    }
-}
-
-fn in_use(screen: &Screen) -> bool {
-    matches!(
-        screen,
-        Screen::InUse {
-            client_open: true,
-            ..
-        }
-    )
-}
+use world::desk::{Desk, in_use, screen};
+use world::{Making, PASSWORD, PATIENCE, alive, all_files};
 
 #[tokio::test]
 async fn from_the_click_to_destroyed() {
@@ -227,39 +138,6 @@ async fn quit_always_ends_even_if_the_orchestrator_refuses() {
     assert_eq!(left, Exit::LeftBehind(Some(id)));
     // The next launcher finds it.
     assert_eq!(Records::new(&desk.places().data_dir).all()[0].id, id);
-}
-
-#[tokio::test]
-async fn a_launcher_after_a_crash_takes_its_desktop_back() {
-    let desk = Desk::new(Making::Ready).await;
-    let handle = desk.launcher(Countdown::TenSeconds);
-    handle.act(Action::NewDesktop);
-    desk.client.runs().await;
-    screen(&handle, "in use", in_use).await;
-    // Forced out at once, as close to a crash as a test can come without a process of its own.
-    desk.orchestrator.refuse_destroys();
-    handle.act(Action::Quit);
-    assert!(matches!(
-        handle.wait_exit().await,
-        Exit::LeftBehind(Some(_))
-    ));
-
-    let next = desk.launcher(Countdown::TenSeconds);
-    let held = screen(&next, "the desktop from before", |s| {
-        matches!(
-            s,
-            Screen::InUse {
-                client_open: false,
-                ..
-            }
-        )
-    })
-    .await;
-    assert!(matches!(held, Screen::InUse { headline, .. } if headline.id == "held-recovered"));
-    assert_eq!(desk.orchestrator.made().len(), 1);
-    next.act(Action::Quit);
-    next.act(Action::Quit);
-    next.wait_exit().await;
 }
 
 #[tokio::test]
