@@ -11,7 +11,7 @@ use crate::drain::Rest;
 use crate::provider::absent;
 use crate::reaper::Report;
 use crate::store::Change;
-use crate::{list, reaper, receipt};
+use crate::{list, reaper, receipt, replica};
 use anyhow::{Context, bail};
 use axum::extract::State;
 use axum::routing::{post, put};
@@ -111,6 +111,14 @@ async fn drain(
     })?;
     info!(rest = ?wanted.rest, "draining was asked for, or not any more");
     shared.dispatch.notify_one();
+    if shared.store.is_shared() {
+        // Before it is answered: whoever drains the next one relies on it.
+        replica::say(shared).await.map_err(|error| {
+            let why =
+                format!("the others that share the database were not told, say it again: {error}");
+            Refused::new(ProblemCode::Internal, why)
+        })?;
+    }
     Ok(Json(
         match wanted.rest {
             Some(Rest::Wait) => "no new sessions are taken; those that have a desktop keep it",
@@ -286,7 +294,7 @@ pub async fn drain_from_here(
     say(&tell::<String>(config, "/drain", Method::PUT, body).await?);
     let mut told = None;
     while rest.is_some() {
-        let left = list::lines(config, list::Which::All).await?;
+        let left = list::left(config).await?;
         if left.is_empty() {
             say("no session is left");
             break;

@@ -117,6 +117,8 @@ pub struct Shared {
     pub vitals: Vitals,
     /// Whether no new sessions are taken.
     pub drain: Drain,
+    /// This one, as the others that share the database know it.
+    pub me: Replica,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
     /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
@@ -303,10 +305,12 @@ impl Control {
         traces: Traces,
     ) -> Result<Self, StoreError> {
         let stopping = CancellationToken::new();
+        let drain = Drain::open(&config.state_dir);
         let me = Replica {
             id: store.me().clone(),
             name: format!("{} ({})", replica::host_name(), config.state_dir.display()),
             installation: secrets.installation(),
+            draining: drain.get().is_some(),
         };
         let tenure = replica::join(&*store, &me, &stopping).await?;
         let (intake, wishes) = Intake::new();
@@ -322,7 +326,8 @@ impl Control {
                 metrics: Metrics::new(&providers.iter().map(|p| p.kind()).collect::<Vec<_>>()),
                 traces,
                 vitals: Vitals::default(),
-                drain: Drain::open(&config.state_dir),
+                drain,
+                me,
                 config,
                 dispatch: Notify::new(),
                 // An earlier process may have died before it numbered them.
@@ -369,7 +374,7 @@ impl Control {
         control.spawn(intake::work(control.clone(), wishes));
         control.spawn(dispatch(control.clone()));
         control.spawn(reaper::run(control.shared.clone()));
-        control.spawn(replica::live(control.clone(), me));
+        control.spawn(replica::live(control.clone()));
         Ok(control)
     }
 

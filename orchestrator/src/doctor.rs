@@ -7,6 +7,7 @@ use crate::domain;
 use crate::provider::terraform;
 use crate::provider::{Check, CheckStatus};
 use crate::serve::{open_local_providers, open_store};
+use crate::store::replicas::Replica;
 use jiff::Timestamp;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -108,8 +109,9 @@ async fn store(config: &Config) -> Check {
     }
     let mut detail = "PostgreSQL answers, and its schema is not older than this program".to_owned();
     if !living.is_empty() {
-        let names: Vec<_> = living.into_iter().map(|replica| replica.name).collect();
-        detail += &format!("; in use by {}", names.join(", "));
+        let name = |one: Replica| one.name + if one.draining { ", which drains" } else { "" };
+        let names: Vec<_> = living.into_iter().map(name).collect();
+        detail += &format!("; in use by {}", names.join("; "));
     }
     check("store", CheckStatus::Ok, detail)
 }

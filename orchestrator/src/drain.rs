@@ -3,12 +3,14 @@
 //! # Guarantees
 //! * It is written down before it counts, so a service that is started again goes on draining, until it is told to stop that.
 //! * A session that has its desktop, or whose desktop is being made, keeps it; one that waits in the queue is told, unless another
-//!   orchestrator that shares the database can give it a place.
+//!   orchestrator that shares the database, and does not drain, gives it a place.
+//! * Whoever shares the database knows before an administrator is answered.
 
 use crate::control::Shared;
 use crate::desktop::NotNow;
 use crate::failpoints;
-use crate::store::{Change, StoreError};
+use crate::session::Record;
+use crate::store::{Change, Store, StoreError};
 use mayfly_api::{EndReason, Problem, ProblemCode, SessionPhase};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -84,6 +86,25 @@ impl Drain {
     }
 }
 
+/// The live sessions that are this orchestrator's to see to the end, the oldest first. Others that share the database look after their
+/// own, and give places to those who wait, unless they drain as well.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn left(store: &dyn Store) -> Result<Vec<Record>, StoreError> {
+    let mut live = store.live().await?;
+    if store.is_shared() {
+        let me = store.me();
+        let others = store.living().await?;
+        let served = others.iter().any(|one| one.id != *me && !one.draining);
+        live.retain(|record| match record.phase {
+            SessionPhase::Queued => !served,
+            _ => record.owner.as_ref() == Some(me),
+        });
+    }
+    Ok(live)
+}
+
 /// What whoever asks for a desktop, or waits for one, is told.
 #[must_use]
 pub fn problem() -> Problem {
@@ -99,14 +120,8 @@ pub fn problem() -> Problem {
 /// See [`StoreError`].
 pub async fn work(shared: &Shared, rest: Rest) -> Result<(), StoreError> {
     let now = shared.clock.now();
-    // Others that share the database give places to those who wait, and look after their own.
-    let (shared_store, me) = (shared.store.is_shared(), shared.store.me());
-    for record in shared.store.live().await? {
-        let waits = record.phase == SessionPhase::Queued;
-        if shared_store && (record.owner.as_ref() != Some(me) || waits) {
-            continue;
-        }
-        if !waits && rest == Rest::Wait {
+    for record in left(&*shared.store).await? {
+        if record.phase != SessionPhase::Queued && rest == Rest::Wait {
             continue;
         }
         let done = shared.update(record.id, move |record| {

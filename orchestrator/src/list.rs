@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::desktop::{Desktop, DesktopPhase};
+use crate::drain;
 use crate::reaper;
 use crate::serve;
 use crate::session::Record;
@@ -26,6 +27,15 @@ pub async fn lines(config: &Config, which: Which) -> anyhow::Result<Vec<String>>
         which == Which::All || record.desktop_phase() == Some(DesktopPhase::Stuck)
     };
     Ok(live.iter().filter(wanted).map(line).collect())
+}
+
+/// One line for each that a draining orchestrator waits for, the oldest first.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn left(config: &Config) -> anyhow::Result<Vec<String>> {
+    let left = serve::read_store(config, async |store| drain::left(store).await).await?;
+    Ok(left.iter().map(line).collect())
 }
 
 /// One line for everything that no desktop owns; what is over as well, if all is asked for.

@@ -7,7 +7,7 @@
 //!   stopped, within one [`RENEW`]. What it owns itself and does not work for, such as after an answer that was lost, likewise. A desktop on its own machine waits for it
 //!   ([`Limits::host_lost_s`](crate::config::Limits)).
 
-use crate::control::Control;
+use crate::control::{Control, Shared};
 use crate::store::StoreError;
 use crate::store::replicas::{Changed, Replica, ReplicaId};
 use data_encoding::HEXLOWER;
@@ -137,8 +137,24 @@ pub(crate) async fn join(
     Ok(tenure)
 }
 
+/// Says that it lives, and whether it drains; whether its lease had been over before.
+///
+/// # Errors
+/// [`StoreError`]: the others may not know it.
+pub(crate) async fn say(shared: &Shared) -> Result<bool, StoreError> {
+    let me = Replica {
+        draining: shared.drain.get().is_some(),
+        ..shared.me.clone()
+    };
+    let asked = since_boot();
+    let renewed = timeout(PATIENCE, shared.store.renew(&me, LEASE)).await;
+    renewed.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+    let until = asked + LEASE - MARGIN;
+    Ok(shared.tenure.extend(until, &shared.stopping))
+}
+
 /// Lives among the others until the process stops.
-pub(crate) async fn live(control: Control, me: Replica) {
+pub(crate) async fn live(control: Control) {
     let shared = control.shared.clone();
     if !shared.store.is_shared() {
         return;
@@ -149,7 +165,7 @@ pub(crate) async fn live(control: Control, me: Replica) {
         () = shared.stopping.cancelled() => {}
         () = hear(&control, changed) => {}
         () = guard(&control) => {}
-        () = renew(&control, &me) => {}
+        () = renew(&control) => {}
     }
 }
 
@@ -182,16 +198,11 @@ async fn guard(control: &Control) {
     }
 }
 
-async fn renew(control: &Control, me: &Replica) {
-    let shared = &control.shared;
+async fn renew(control: &Control) {
     loop {
-        let asked = since_boot();
-        match timeout(PATIENCE, shared.store.renew(me, LEASE)).await {
-            Ok(Ok(())) => {
-                if shared
-                    .tenure
-                    .extend(asked + LEASE - MARGIN, &shared.stopping)
-                {
+        match say(&control.shared).await {
+            Ok(was_over) => {
+                if was_over {
                     info!("the database is there again: going on with what nobody else took");
                 }
                 match timeout(PATIENCE, take_up(control)).await {
@@ -204,8 +215,7 @@ async fn renew(control: &Control, me: &Replica) {
                     }
                 }
             }
-            Ok(Err(error)) => warn!(%error, "the lease was not renewed"),
-            Err(_) => warn!("the lease was not renewed: the database does not answer"),
+            Err(error) => warn!(%error, "the lease was not renewed"),
         }
         sleep(RENEW).await;
     }

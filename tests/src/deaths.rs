@@ -8,9 +8,9 @@
 //! * Nothing is left: of a machine here and on the site, of an account in the domain, of a row in the database.
 
 use crate::caller::Caller;
-use crate::lab::{Lab, Orchestrator, Provider, until};
+use crate::lab::{Database, Lab, Orchestrator, Provider, until};
 use crate::realm::Realm;
-use crate::sessions::{END, Held, READY, nothing_is_owned};
+use crate::sessions::{END, Held, READY};
 use crate::site::Site;
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, stream};
@@ -18,6 +18,7 @@ use mayfly_api::{
     CreateSession, DesktopName, Heartbeat, Keep, RdpClientState, Session, SessionId, SessionPhase,
     StageName,
 };
+use mayfly_postgres::Cluster;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -51,6 +52,8 @@ pub struct Place {
     pub lab: Lab,
     /// It.
     pub orchestrator: Orchestrator,
+    /// Its database.
+    pub database: Database,
     /// Where its desktops are; none: on this machine.
     pub site: Option<Site>,
     /// The domain of its template, if that is of one.
@@ -58,14 +61,20 @@ pub struct Place {
 }
 
 impl Place {
-    /// One whose desktops are on this machine.
+    /// One whose desktops are on this machine, and whose database is on that server, if there is one.
     ///
     /// # Errors
     /// When the orchestrator does not come up.
-    pub async fn here(name: &str, provider: &Provider, limits: &str) -> Result<Self> {
+    pub async fn here(
+        name: &str,
+        provider: &Provider,
+        limits: &str,
+        server: Option<&Cluster>,
+    ) -> Result<Self> {
         let lab = Lab::new(name)?;
         let limits = format!("{PATIENT}\n{limits}");
-        let orchestrator = Orchestrator::start(&lab, provider, &limits).await?;
+        let database = Database::new(&lab, server).await?;
+        let orchestrator = Orchestrator::start_on(&lab, provider, &limits, &database).await?;
         Ok(Self {
             provider: match provider {
                 Provider::Qemu(_) => "qemu".to_owned(),
@@ -73,6 +82,7 @@ impl Place {
             },
             lab,
             orchestrator,
+            database,
             site: None,
             realm: None,
         })
@@ -94,6 +104,7 @@ impl Place {
             provider: "terraform".to_owned(),
             lab,
             orchestrator,
+            database: Database::default(),
             site: Some(site),
             realm,
         })
@@ -108,7 +119,7 @@ impl Place {
             ensure!(accounts.is_empty(), "the domain has {accounts:?}");
         }
         self.lab.nothing_is_left()?;
-        nothing_is_owned(&self.lab).await
+        self.database.nothing_is_owned(&self.lab).await
     }
 }
 
@@ -166,11 +177,11 @@ impl Life {
         own.iter().any(|part| point.contains(part))
     }
 
-    /// Pretended machines for it, that are made and gone in a moment.
+    /// Pretended machines for it, that are made and gone in a moment; the database is on that server, if there is one.
     ///
     /// # Errors
     /// When the orchestrator does not come up.
-    pub async fn pretended(self) -> Result<Place> {
+    pub async fn pretended(self, server: Option<&Cluster>) -> Result<Place> {
         let limits = match self {
             Self::Waiting | Self::Drained => "max_desktops = 1",
             _ => "",
@@ -180,7 +191,7 @@ impl Life {
             Self::Stuck => quick!("fault = \"destroy_fails\""),
             _ => quick!(""),
         });
-        Place::here("deaths", &provider, limits).await
+        Place::here("deaths", &provider, limits, server).await
     }
 }
 
@@ -199,6 +210,8 @@ pub struct Death {
     pub life: Life,
     /// What makes the desktops.
     pub provider: String,
+    /// What has the database.
+    pub store: String,
     /// From the death to the end of the session, its desktop and everything of it; nothing if the point was not passed this time.
     pub ms: Option<u64>,
     /// What was left, or went wrong.
@@ -243,6 +256,7 @@ pub async fn at(place: &mut Place, life: Life, point: String) -> Death {
         point,
         life,
         provider: place.provider.clone(),
+        store: place.database.kind().to_owned(),
         ms,
         leftovers: outcome
             .err()

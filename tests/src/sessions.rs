@@ -5,9 +5,6 @@ use crate::lab::{Desk, Lab, Orchestrator, Process, until};
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::StreamExt;
 use mayfly_api::{CreateSession, Credentials, Session, SessionId, SessionPhase, StageName};
-use mayfly_orchestrator::store::Store as _;
-use mayfly_orchestrator::store::machines::Machines as _;
-use mayfly_orchestrator::store::sqlite::SqliteStore;
 use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
@@ -15,20 +12,6 @@ use std::time::Duration;
 pub const READY: Duration = Duration::from_secs(300);
 /// From a reason to end to the verified end.
 pub const END: Duration = Duration::from_secs(90);
-
-/// Fails if the lab's database has a desktop that is not gone, or the place of a machine.
-///
-/// # Errors
-/// With what it has.
-pub async fn nothing_is_owned(lab: &Lab) -> Result<()> {
-    let store = SqliteStore::open_to_read(&lab.path("state/mayfly.db")).await?;
-    let owned = (store.desktops().await, store.reserved().await);
-    store.close().await;
-    let (desktops, reserved) = (owned.0?, owned.1?);
-    ensure!(desktops.is_empty(), "not gone: {desktops:?}");
-    ensure!(reserved.is_empty(), "reserved: {reserved:?}");
-    Ok(())
-}
 
 /// A session that a test holds.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 //! It is a lab and not Proxmox VE: its API is an imitation that knows the official schema, and its machines are emulated.
 //! What is asked of it here is asked of the lab itself, never by way of the API that Mayfly uses.
 
-use crate::lab::{Lab, Orchestrator, until};
-use crate::sessions::{READY, nothing_is_owned};
+use crate::lab::{Database, Lab, Orchestrator, until};
+use crate::sessions::READY;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Deserialize;
@@ -326,7 +326,7 @@ impl Site {
         let machines = self.machines()?;
         ensure!(machines.is_empty(), "the site has {machines:?}");
         lab.nothing_is_left()?;
-        nothing_is_owned(lab).await
+        Database::default().nothing_is_owned(lab).await
     }
 
     /// How often it was asked for all there is: nodes, storages, virtual machines.

@@ -1,6 +1,7 @@
 //! Killed before and after every call that leaves it and every commit, an orchestrator converges and leaves nothing.
 
 use anyhow::{Result, ensure};
+use mayfly_postgres::Cluster;
 use mayfly_tests::deaths::{self, Life, Place};
 use mayfly_tests::lab::{Provider, image_folder};
 use std::collections::BTreeSet;
@@ -13,12 +14,16 @@ const SOME: usize = 3;
 
 async fn micro_guest() -> Result<Place> {
     let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
-    Place::here("deaths micro", &provider, "").await
+    Place::here("deaths micro", &provider, "", None).await
 }
 
 /// All of them in that life, on pretended machines; where it died.
-async fn deaths_in(life: Life, at_once: usize) -> Result<BTreeSet<String>> {
-    let place = async || life.pretended().await;
+async fn deaths_in(
+    life: Life,
+    at_once: usize,
+    server: Option<&Cluster>,
+) -> Result<BTreeSet<String>> {
+    let place = async || life.pretended(server).await;
     let points = deaths::points(&mut place().await?, life).await?;
     let deaths = deaths::all(place, life, points, at_once).await?;
     deaths::nothing_was_left(&deaths)?;
@@ -26,13 +31,24 @@ async fn deaths_in(life: Life, at_once: usize) -> Result<BTreeSet<String>> {
     Ok(there.map(|death| death.point).collect())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn at_every_point_on_pretended_machines() -> Result<()> {
+/// At every point of every life but one that takes its time.
+async fn deaths(server: Option<&Cluster>, calls: &[&str]) -> Result<()> {
     let mut died = BTreeSet::new();
     for life in Life::PRETENDED.into_iter().filter(|l| *l != Life::Stuck) {
-        died.extend(deaths_in(life, AT_ONCE).await?);
+        died.extend(deaths_in(life, AT_ONCE, server).await?);
     }
-    for call in [
+    for call in calls {
+        for side in ["before", "after"] {
+            let point = format!("{side} {call}#1");
+            ensure!(died.contains(&point), "{point} is not in {died:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_every_point_on_pretended_machines() -> Result<()> {
+    let calls = [
         "commit accept",
         "commit preparing, planned",
         "commit renumber",
@@ -51,19 +67,28 @@ async fn at_every_point_on_pretended_machines() -> Result<()> {
         "drain",
         "commit words",
         "reap",
-    ] {
-        for side in ["before", "after"] {
-            let point = format!("{side} {call}#1");
-            ensure!(died.contains(&point), "{point} is not in {died:?}");
-        }
-    }
-    Ok(())
+    ];
+    deaths(None, &calls).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_every_point_on_a_database_that_is_shared() -> Result<()> {
+    let server = tokio::task::spawn_blocking(|| Cluster::start(None)).await?;
+    let calls = [
+        "commit renew",
+        "commit take over",
+        "commit accept",
+        "commit preparing, planned",
+        "commit connected, claimed",
+        "commit receipt",
+    ];
+    deaths(Some(&server), &calls).await
 }
 
 #[tokio::test]
 async fn at_every_point_of_a_desktop_that_is_stuck() -> Result<()> {
     // It takes its time to be that, in which nothing is done.
-    let died = deaths_in(Life::Stuck, 20).await?;
+    let died = deaths_in(Life::Stuck, 20, None).await?;
     for point in ["before commit ending, destroying#1", "after destroy#1"] {
         ensure!(died.contains(point), "{point} is not in {died:?}");
     }

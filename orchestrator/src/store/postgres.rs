@@ -350,7 +350,7 @@ impl Replicas for PostgresStore {
 
     async fn leave(&self) -> Result<(), StoreError> {
         let left = sqlx::query(concat!(
-            "UPDATE replica SET until_us = ",
+            "UPDATE replica SET draining = false, until_us = ",
             now!(),
             " - 1 WHERE id = $1"
         ));
@@ -360,17 +360,18 @@ impl Replicas for PostgresStore {
     }
 
     async fn living(&self) -> Result<Vec<Replica>, StoreError> {
-        let rows: Vec<(String, String, String)> = sqlx::query_as(concat!(
-            "SELECT id, name, installation FROM replica WHERE until_us >= ",
+        let rows: Vec<(String, String, String, bool)> = sqlx::query_as(concat!(
+            "SELECT id, name, installation, draining FROM replica WHERE until_us >= ",
             now!(),
             " ORDER BY id"
         ))
         .fetch_all(&self.readers)
         .await?;
-        let replica = |(id, name, installation)| Replica {
+        let replica = |(id, name, installation, draining)| Replica {
             id: ReplicaId(id),
             name,
             installation,
+            draining,
         };
         Ok(rows.into_iter().map(replica).collect())
     }
@@ -405,13 +406,15 @@ async fn renew(db: &mut Connection, replica: Replica, lease: i64) -> Result<(), 
     }
     let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *db).await?;
     sqlx::query(
-        "INSERT INTO replica (id, name, installation, until_us) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, installation = excluded.installation, until_us = excluded.until_us",
+        "INSERT INTO replica (id, name, installation, until_us, draining) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, installation = excluded.installation,
+             until_us = excluded.until_us, draining = excluded.draining",
     )
     .bind(replica.id.0)
     .bind(replica.name)
     .bind(replica.installation)
     .bind(now.saturating_add(lease))
+    .bind(replica.draining)
     .execute(&mut *db)
     .await?;
     sqlx::query("SELECT pg_notify($1, '')")

@@ -41,6 +41,8 @@ pub struct Replica {
     pub name: String,
     /// Of the key that its secrets come from ([`Secrets::installation`](crate::secret::Secrets::installation)).
     pub installation: String,
+    /// It gives no places, and those who wait are to get theirs from others.
+    pub draining: bool,
 }
 
 /// Something was changed by another orchestrator.

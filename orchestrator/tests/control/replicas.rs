@@ -3,7 +3,7 @@
 use crate::house::until;
 use crate::process::{Service, configured, run, serve};
 use futures_util::StreamExt;
-use mayfly_api::{CreateSession, Created, EndReason, Session, SessionPhase};
+use mayfly_api::{CreateSession, Created, EndReason, ProblemCode, Session, SessionPhase};
 use mayfly_orchestrator::config::Limits;
 use mayfly_orchestrator::replica;
 use mayfly_orchestrator::session::{Expected, Origin, Record, Wish};
@@ -12,7 +12,8 @@ use mayfly_orchestrator::store::postgres::PostgresStore;
 use mayfly_postgres::Cluster;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, Executor};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -147,6 +148,21 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
         seen = event.seq;
         phases.push(event.session.phase);
     }
+    // It does not wait for what is the other's. When that drains as well, nobody is left who would give a place.
+    let last = create(&two).await;
+    reaches(&two, &last, SessionPhase::Queued).await;
+    let drained = run(&["drain", "--wait", "--config"], &a.config);
+    let said = String::from_utf8(drained.stdout).unwrap();
+    assert!(said.contains("no session is left"), "{said}");
+    reaches(&two, &last, SessionPhase::Queued).await;
+    assert!(run(&["drain", "--config"], &b.config).status.success());
+    let told = reaches(&two, &last, SessionPhase::Failed).await;
+    let code = told.failure.unwrap().problem.code;
+    assert_eq!(code, ProblemCode::Draining);
+    let doctor = run(&["doctor", "--config"], &b.config);
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(said.matches("which drains").count(), 2, "{said}");
+
     let destroy = two.client.destroy(ready.id, &waits.secret);
     destroy.await.unwrap();
     reaches(&two, &waits, SessionPhase::Ended).await;
@@ -197,9 +213,12 @@ async fn what_it_was_given_in_an_answer_that_was_lost_is_worked_for() {
     let (store, database) = database(&dir).await;
     let place = Place::new(&store, "").await;
     let _service = place.serve().await;
-    // It gives no places, so that only who works for a session ends it.
+    // It gives no places, and another is believed to: only who works for a session ends it.
     assert!(run(&["drain", "--config"], &place.config).status.success());
     let me = replica::id(&place.dir.path().join("state"));
+    let mut db = PgConnection::connect_with(&database).await.unwrap();
+    let another = "INSERT INTO replica SELECT 'another', name, installation, until_us + 3600000000, false FROM replica";
+    db.execute(another).await.unwrap();
     let store = PostgresStore::open(database, me).await.unwrap();
     let wish = Wish {
         origin: Origin::V1,

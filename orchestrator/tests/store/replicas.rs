@@ -35,6 +35,7 @@ fn replica(store: &PostgresStore, installation: &str) -> Replica {
         id: store.me().clone(),
         name: format!("host {}", store.me()),
         installation: installation.to_owned(),
+        draining: false,
     }
 }
 
@@ -229,4 +230,32 @@ async fn changes_are_heard_and_what_may_have_been_missed_is_told() {
         .await
         .unwrap();
     assert_eq!(next(&mut heard).await, Changed::Session(id));
+}
+
+#[tokio::test]
+async fn whoever_drains_is_known_for_that_until_it_leaves() {
+    let database = database().await;
+    let (a, b) = (open(&database, "a").await, open(&database, "b").await);
+    let draining = |drains| {
+        let one = replica(&a, "key");
+        let draining = drains;
+        Replica { draining, ..one }
+    };
+    let drains = async || {
+        let living = b.living().await.unwrap();
+        living.iter().map(|one| one.draining).collect::<Vec<_>>()
+    };
+    lives(&b, LONG).await;
+    a.renew(&draining(true), LONG).await.unwrap();
+    assert_eq!(drains().await, [true, false]);
+    a.renew(&draining(false), LONG).await.unwrap();
+    assert_eq!(drains().await, [false, false]);
+
+    // One of an older version takes its place, which says nothing of it.
+    a.renew(&draining(true), LONG).await.unwrap();
+    a.leave().await.unwrap();
+    let mut db = PgConnection::connect_with(&database).await.unwrap();
+    let older = "UPDATE replica SET until_us = until_us + 3600000000 WHERE id = 'a'";
+    db.execute(older).await.unwrap();
+    assert_eq!(drains().await, [false, false]);
 }

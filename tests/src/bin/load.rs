@@ -15,17 +15,12 @@ use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use mayfly_api::client::Client;
 use mayfly_api::{Created, SessionId, SessionPhase};
-use mayfly_orchestrator::store::Store;
-use mayfly_orchestrator::store::postgres::PostgresStore;
-use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_postgres::Cluster;
-use mayfly_tests::lab::{Lab, Orchestrator, Provider, until};
+use mayfly_tests::lab::{Database, Lab, Orchestrator, Provider, until};
 use mayfly_tests::machine;
 use serde_json::{Map, Value, json};
-use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -166,27 +161,19 @@ enum Kind<'a> {
 /// An orchestrator with an empty database.
 struct Service {
     lab: Lab,
-    database: Option<PgConnectOptions>,
+    database: Database,
     orchestrator: Orchestrator,
 }
 
 impl Service {
     async fn start(kind: Kind<'_>, name: &str) -> Result<Self> {
         let lab = Lab::new(&format!("load {name}"))?;
-        let (database, sections) = match kind {
-            Kind::Sqlite => (None, String::new()),
-            Kind::Postgres(cluster) => {
-                let database = cluster.database().await;
-                PostgresStore::migrate(&database).await?;
-                let password = lab.path("config/password");
-                std::fs::write(&password, cluster.password())?;
-                std::fs::set_permissions(&password, PermissionsExt::from_mode(0o600))?;
-                let url = cluster.url(&database);
-                let sections = format!("[store]\nurl = {url:?}\npassword_file = {password:?}\n");
-                (Some(database), sections)
-            }
+        let server = match kind {
+            Kind::Sqlite => None,
+            Kind::Postgres(server) => Some(server),
         };
-        let orchestrator = Orchestrator::start_with(&lab, &MACHINES, LIMITS, &sections).await?;
+        let database = Database::new(&lab, server).await?;
+        let orchestrator = Orchestrator::start_on(&lab, &MACHINES, LIMITS, &database).await?;
         Ok(Self {
             lab,
             database,
@@ -204,19 +191,7 @@ impl Service {
 
     /// The sessions in the database that are not over.
     async fn live(&self) -> Result<HashSet<SessionId>> {
-        let store: Box<dyn Store> = match &self.database {
-            Some(database) => Box::new(
-                PostgresStore::open(
-                    database.clone(),
-                    mayfly_orchestrator::store::replicas::ReplicaId::one(),
-                )
-                .await?,
-            ),
-            None => {
-                let path = self.lab.path("state/mayfly.db");
-                Box::new(SqliteStore::open_to_read(&path).await?)
-            }
-        };
+        let store = self.database.open(&self.lab).await?;
         let live = store.live().await?;
         store.close().await;
         Ok(live.into_iter().map(|record| record.id).collect())

@@ -8,6 +8,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use mayfly_api::{EndReason, Session, SessionPhase, StageName};
+use mayfly_postgres::Cluster;
 use mayfly_tests::deaths::{self, Death, Life};
 use mayfly_tests::kills::{self, Scene};
 use mayfly_tests::lab::{Desk, Lab, Orchestrator, Process, Provider, image_folder, until};
@@ -61,7 +62,7 @@ enum Part {
     Plain,
     /// The join of a domain: converge, idempotence, verification
     Join,
-    /// Orchestrators killed at every point of their program, on pretended machines
+    /// Orchestrators killed at every point of their program, on pretended machines; on SQLite and on PostgreSQL
     DeathsPretended,
     /// The same on the micro guest
     DeathsMicro,
@@ -195,20 +196,26 @@ impl Soak {
                 Part::Here => self.here(args.desktops).await,
                 Part::Site | Part::Plain | Part::DeathsSite => self.elsewhere(args, *part),
                 Part::DeathsPretended => {
-                    self.deaths(&Life::PRETENDED, PRETENDED_AT_ONCE, Life::pretended)
-                        .await
+                    let server = tokio::task::spawn_blocking(|| Cluster::start(None)).await?;
+                    for server in [None, Some(&server)] {
+                        self.deaths(&Life::PRETENDED, PRETENDED_AT_ONCE, async |life| {
+                            life.pretended(server).await
+                        })
+                        .await?;
+                    }
+                    Ok(())
                 }
                 Part::DeathsMicro => {
                     self.deaths(&[Life::Used, Life::Working], 1, async |_| {
                         let provider = Provider::Qemu(image_folder("MAYFLY_MICRO_GUEST")?);
-                        deaths::Place::here("soak deaths micro", &provider, "").await
+                        deaths::Place::here("soak deaths micro", &provider, "", None).await
                     })
                     .await
                 }
                 Part::DeathsDesktop => {
                     self.deaths(&[Life::Unused], 1, async |_| {
                         let provider = Provider::Qemu(image_folder("MAYFLY_DESKTOP_IMAGE")?);
-                        deaths::Place::here("soak deaths desktop", &provider, "").await
+                        deaths::Place::here("soak deaths desktop", &provider, "", None).await
                     })
                     .await
                 }

@@ -9,6 +9,7 @@
 //! * Its logs outlive it, in `target/reports/logs/<name>`: those of the last run of that name.
 
 mod appearance;
+mod database;
 mod desk;
 mod guard;
 mod guest;
@@ -22,6 +23,7 @@ mod wait;
 mod web;
 
 pub use appearance::{Appearance, Scheme};
+pub use database::Database;
 pub use desk::{Desk, Notification};
 pub use guest::{Guest, Output};
 pub use launcher::Launcher;

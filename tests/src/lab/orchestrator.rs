@@ -1,6 +1,6 @@
 //! An orchestrator of the lab's own.
 
-use super::{Guest, Lab, Process, program, until};
+use super::{Database, Guest, Lab, Process, program, until};
 use anyhow::{Context, Result, ensure};
 use mayfly_api::client::Client;
 use mayfly_api::{DesktopName, SessionId};
@@ -43,18 +43,18 @@ impl Orchestrator {
     /// # Errors
     /// When it is not built or does not come up; with the end of its log.
     pub async fn start(lab: &Lab, provider: &Provider, limits: &str) -> Result<Self> {
-        Self::start_with(lab, provider, limits, "").await
+        Self::start_on(lab, provider, limits, &Database::default()).await
     }
 
-    /// The same, with more sections of its configuration, such as `[store]`.
+    /// The same, on this database.
     ///
     /// # Errors
     /// When it is not built or does not come up; with the end of its log.
-    pub async fn start_with(
+    pub async fn start_on(
         lab: &Lab,
         provider: &Provider,
         limits: &str,
-        sections: &str,
+        database: &Database,
     ) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", lab.port(0));
         let machines = lab.path("machines");
@@ -81,8 +81,9 @@ impl Orchestrator {
             &config,
             format!(
                 "listen = {listen:?}\nstate_dir = {:?}\n[limits]\nquarantine_s = 0\n{limits}\n[[template]]\nname = \"desktop\"\n\
-                 provider = {kind:?}\n{section}\n{sections}",
-                lab.path("state")
+                 provider = {kind:?}\n{section}\n{}",
+                lab.path("state"),
+                database.section
             ),
         )?;
         let url = format!("http://{listen}");
