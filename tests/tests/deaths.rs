@@ -17,38 +17,32 @@ async fn micro_guest() -> Result<Place> {
     Place::here("deaths micro", &provider, "", None).await
 }
 
-/// All of them in that life, on pretended machines; where it died.
+/// Those points of that life, of all that it passes, on pretended machines; where it died.
 async fn deaths_in(
     life: Life,
-    at_once: usize,
     server: Option<&Cluster>,
+    at_once: usize,
+    which: impl FnOnce(Vec<String>) -> Vec<String>,
 ) -> Result<BTreeSet<String>> {
     let place = async || life.pretended(server).await;
     let points = deaths::points(&mut place().await?, life).await?;
-    let deaths = deaths::all(place, life, points, at_once).await?;
+    let deaths = deaths::all(place, life, which(points), at_once).await?;
     deaths::nothing_was_left(&deaths)?;
     let there = deaths.into_iter().filter(|death| death.ms.is_some());
     Ok(there.map(|death| death.point).collect())
 }
 
-/// At every point of every life but one that takes its time.
-async fn deaths(server: Option<&Cluster>, calls: &[&str]) -> Result<()> {
-    let mut died = BTreeSet::new();
-    for life in Life::PRETENDED.into_iter().filter(|l| *l != Life::Stuck) {
-        died.extend(deaths_in(life, AT_ONCE, server).await?);
-    }
-    for call in calls {
-        for side in ["before", "after"] {
-            let point = format!("{side} {call}#1");
-            ensure!(died.contains(&point), "{point} is not in {died:?}");
-        }
-    }
-    Ok(())
+fn every(points: Vec<String>) -> Vec<String> {
+    points
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_every_point_on_pretended_machines() -> Result<()> {
-    let calls = [
+    let mut died = BTreeSet::new();
+    for life in Life::PRETENDED.into_iter().filter(|l| *l != Life::Stuck) {
+        died.extend(deaths_in(life, None, AT_ONCE, every).await?);
+    }
+    for call in [
         "commit accept",
         "commit preparing, planned",
         "commit renumber",
@@ -67,28 +61,37 @@ async fn at_every_point_on_pretended_machines() -> Result<()> {
         "drain",
         "commit words",
         "reap",
-    ];
-    deaths(None, &calls).await
+    ] {
+        for side in ["before", "after"] {
+            let point = format!("{side} {call}#1");
+            ensure!(died.contains(&point), "{point} is not in {died:?}");
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_every_point_on_a_database_that_is_shared() -> Result<()> {
+async fn at_every_point_of_a_lease_and_some_others_on_postgresql() -> Result<()> {
     let server = tokio::task::spawn_blocking(|| Cluster::start(None)).await?;
-    let calls = [
-        "commit renew",
-        "commit take over",
-        "commit accept",
-        "commit preparing, planned",
-        "commit connected, claimed",
-        "commit receipt",
-    ];
-    deaths(Some(&server), &calls).await
+    let server = Some(&server);
+    let died = deaths_in(Life::Used, server, AT_ONCE, |points| {
+        let lease = |point: &String| ["renew", "take over"].iter().any(|of| point.contains(of));
+        let (mut lease, others): (Vec<_>, Vec<_>) = points.into_iter().partition(lease);
+        lease.extend(deaths::some(others, 2 * AT_ONCE));
+        lease
+    });
+    let died = died.await?;
+    for point in ["after commit renew#1", "before commit take over#1"] {
+        ensure!(died.contains(point), "{point} is not in {died:?}");
+    }
+    deaths_in(Life::Drained, server, AT_ONCE, every).await?;
+    Ok(())
 }
 
 #[tokio::test]
 async fn at_every_point_of_a_desktop_that_is_stuck() -> Result<()> {
     // It takes its time to be that, in which nothing is done.
-    let died = deaths_in(Life::Stuck, 20, None).await?;
+    let died = deaths_in(Life::Stuck, None, 20, every).await?;
     for point in ["before commit ending, destroying#1", "after destroy#1"] {
         ensure!(died.contains(point), "{point} is not in {died:?}");
     }
