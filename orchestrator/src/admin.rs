@@ -112,7 +112,8 @@ async fn drain(
     info!(rest = ?wanted.rest, "draining was asked for, or not any more");
     shared.dispatch.notify_one();
     if shared.store.is_shared() {
-        // Before it is answered: whoever drains the next one relies on it.
+        // Whoever is answered relies on it: no place is given here any more, and the others know.
+        drop(shared.giving.lock().await);
         replica::say(shared).await.map_err(|error| {
             let why =
                 format!("the others that share the database were not told, say it again: {error}");

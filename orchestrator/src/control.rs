@@ -117,8 +117,12 @@ pub struct Shared {
     pub vitals: Vitals,
     /// Whether no new sessions are taken.
     pub drain: Drain,
-    /// This one, as the others that share the database know it.
-    pub me: Replica,
+    /// Held while a place is given.
+    pub(crate) giving: tokio::sync::Mutex<()>,
+    /// This one, for the others that share the database.
+    pub(crate) me: Replica,
+    /// Held while they are told that it lives.
+    pub(crate) saying: tokio::sync::Mutex<()>,
     /// Wakes the dispatcher.
     pub dispatch: Notify,
     /// Somebody left the queue or came back to it since places were last numbered. Who comes new is told theirs at once.
@@ -327,7 +331,9 @@ impl Control {
                 traces,
                 vitals: Vitals::default(),
                 drain,
+                giving: tokio::sync::Mutex::default(),
                 me,
+                saying: tokio::sync::Mutex::default(),
                 config,
                 dispatch: Notify::new(),
                 // An earlier process may have died before it numbered them.
@@ -734,13 +740,16 @@ async fn dispatch(control: Control) {
 
 async fn give_places(control: &Control) -> Result<(), StoreError> {
     let shared = &control.shared;
-    let draining = shared.drain.get();
-    if let Some(rest) = draining {
+    if let Some(rest) = shared.drain.get() {
         drain::work(shared, rest).await?;
     }
     let limits = &shared.config.limits;
-    // Others give places while this one drains.
-    while shared.tenure.is_held() && !(draining.is_some() && shared.store.is_shared()) {
+    while shared.tenure.is_held() {
+        let _giving = shared.giving.lock().await;
+        // Others give places while this one drains.
+        if shared.drain.get().is_some() && shared.store.is_shared() {
+            return Ok(());
+        }
         let (full, now, begun) = (shared.waiting(), shared.clock.now(), Instant::now());
         let planned = shared.store.plan_next(limits, &full, now).await?;
         shared.metrics.stored("plan", begun.elapsed());

@@ -3,12 +3,13 @@
 //! # Guarantees
 //! * It is written down before it counts, so a service that is started again goes on draining, until it is told to stop that.
 //! * A session that has its desktop, or whose desktop is being made, keeps it; one that waits in the queue is told, unless another
-//!   orchestrator that shares the database, and does not drain, gives it a place.
-//! * Whoever shares the database knows before an administrator is answered.
+//!   orchestrator that shares the database, and does not drain, gives it a place. One that was not heard for some minutes is not waited for.
+//! * Whoever shares the database knows before an administrator is answered, and no place is given any more.
 
 use crate::control::Shared;
 use crate::desktop::NotNow;
 use crate::failpoints;
+use crate::replica;
 use crate::session::Record;
 use crate::store::{Change, Store, StoreError};
 use mayfly_api::{EndReason, Problem, ProblemCode, SessionPhase};
@@ -87,19 +88,20 @@ impl Drain {
 }
 
 /// The live sessions that are this orchestrator's to see to the end, the oldest first. Others that share the database look after their
-/// own, and give places to those who wait, unless they drain as well.
+/// own, and give desktops to those who wait for one, unless they drain as well.
 ///
 /// # Errors
 /// See [`StoreError`].
 pub async fn left(store: &dyn Store) -> Result<Vec<Record>, StoreError> {
     let mut live = store.live().await?;
     if store.is_shared() {
-        let me = store.me();
-        let others = store.living().await?;
-        let served = others.iter().any(|one| one.id != *me && !one.draining);
-        live.retain(|record| match record.phase {
-            SessionPhase::Queued => !served,
-            _ => record.owner.as_ref() == Some(me),
+        let others_give = store.others_give(replica::GONE).await?;
+        live.retain(|record| {
+            if record.needs_desktop() {
+                !others_give
+            } else {
+                record.owner.as_ref() == Some(store.me())
+            }
         });
     }
     Ok(live)
@@ -120,15 +122,23 @@ pub fn problem() -> Problem {
 /// See [`StoreError`].
 pub async fn work(shared: &Shared, rest: Rest) -> Result<(), StoreError> {
     let now = shared.clock.now();
+    let shared_store = shared.store.is_shared();
+    // One that has the database for itself goes on with what it has begun.
+    let waits = move |record: &Record| match shared_store {
+        true => record.needs_desktop(),
+        false => record.phase == SessionPhase::Queued,
+    };
     for record in left(&*shared.store).await? {
-        if record.phase != SessionPhase::Queued && rest == Rest::Wait {
+        let waited = waits(&record);
+        if !waited && rest == Rest::Wait {
             continue;
         }
         let done = shared.update(record.id, move |record| {
-            let changed = match (record.phase, rest) {
-                (SessionPhase::Queued, _) => record.fail(problem(), now),
-                (_, Rest::End) => record.end(EndReason::Requested, now),
-                (_, Rest::Wait) => Err(NotNow),
+            // It may have got a desktop meanwhile.
+            let changed = match waits(record) {
+                true => record.fail(problem(), now),
+                false if waited => Err(NotNow),
+                false => record.end(EndReason::Requested, now),
             };
             changed.map_or(Change::Nothing, |()| Change::Told)
         });

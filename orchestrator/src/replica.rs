@@ -27,6 +27,8 @@ pub const LEASE: Duration = Duration::from_secs(20);
 pub const RENEW: Duration = Duration::from_secs(5);
 /// Work stops so long before the lease is over.
 pub const MARGIN: Duration = Duration::from_secs(4);
+/// Whoever was not heard for so long after its lease serves nobody any more.
+pub(crate) const GONE: Duration = Duration::from_secs(600);
 /// A database that does not answer for so long is asked anew.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -86,10 +88,11 @@ impl Tenure {
 
     /// Until then; whether it had ended before.
     fn extend(&self, until: Duration, stopping: &CancellationToken) -> bool {
-        let had_ended = !self.is_held();
         let mut term = self.term();
+        let had_ended = term.token.is_cancelled() || since_boot() >= term.until;
         term.until = until;
         if had_ended {
+            term.token.cancel();
             term.token = stopping.child_token();
         }
         had_ended
@@ -142,15 +145,20 @@ pub(crate) async fn join(
 /// # Errors
 /// [`StoreError`]: the others may not know it.
 pub(crate) async fn say(shared: &Shared) -> Result<bool, StoreError> {
-    let me = Replica {
-        draining: shared.drain.get().is_some(),
-        ..shared.me.clone()
+    let said = async {
+        // One after the other: what was said last is what holds.
+        let _saying = shared.saying.lock().await;
+        let me = Replica {
+            draining: shared.drain.get().is_some(),
+            ..shared.me.clone()
+        };
+        let asked = since_boot();
+        shared.store.renew(&me, LEASE).await?;
+        let until = asked + LEASE - MARGIN;
+        Ok(shared.tenure.extend(until, &shared.stopping))
     };
-    let asked = since_boot();
-    let renewed = timeout(PATIENCE, shared.store.renew(&me, LEASE)).await;
-    renewed.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
-    let until = asked + LEASE - MARGIN;
-    Ok(shared.tenure.extend(until, &shared.stopping))
+    let in_time = timeout(PATIENCE, said).await;
+    in_time.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
 }
 
 /// Lives among the others until the process stops.

@@ -1,2 +1,2 @@
--- Whether it gives no places. One of an older version says nothing of it, and gives them as far as the others know.
-ALTER TABLE replica ADD COLUMN draining BOOLEAN NOT NULL DEFAULT false;
+-- It drains, and said so when it said last that it lives, until then (until_us). One of an older version says nothing of it.
+ALTER TABLE replica ADD COLUMN draining_us BIGINT;

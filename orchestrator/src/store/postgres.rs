@@ -350,18 +350,30 @@ impl Replicas for PostgresStore {
 
     async fn leave(&self) -> Result<(), StoreError> {
         let left = sqlx::query(concat!(
-            "UPDATE replica SET draining = false, until_us = ",
+            "UPDATE replica SET until_us = left_us, draining_us = CASE WHEN draining_us = until_us THEN left_us END
+             FROM (SELECT ",
             now!(),
-            " - 1 WHERE id = $1"
+            " - 1 AS left_us) AS moment WHERE id = $1"
         ));
         let left = left.bind(&self.me.0).execute(&self.readers);
         around("commit leave", left).await?;
         Ok(())
     }
 
+    async fn others_give(&self, patience: Duration) -> Result<bool, StoreError> {
+        let give = sqlx::query_scalar(concat!(
+            "SELECT EXISTS (SELECT 1 FROM replica
+             WHERE id <> $1 AND draining_us IS DISTINCT FROM until_us AND until_us + $2 >= ",
+            now!(),
+            ")"
+        ));
+        let give = give.bind(&self.me.0).bind(micros(patience));
+        Ok(give.fetch_one(&self.readers).await?)
+    }
+
     async fn living(&self) -> Result<Vec<Replica>, StoreError> {
         let rows: Vec<(String, String, String, bool)> = sqlx::query_as(concat!(
-            "SELECT id, name, installation, draining FROM replica WHERE until_us >= ",
+            "SELECT id, name, installation, draining_us IS NOT DISTINCT FROM until_us FROM replica WHERE until_us >= ",
             now!(),
             " ORDER BY id"
         ))
@@ -406,9 +418,10 @@ async fn renew(db: &mut Connection, replica: Replica, lease: i64) -> Result<(), 
     }
     let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *db).await?;
     sqlx::query(
-        "INSERT INTO replica (id, name, installation, until_us, draining) VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO replica (id, name, installation, until_us, draining_us)
+         VALUES ($1, $2, $3, $4, CASE WHEN $5 THEN $4 END)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, installation = excluded.installation,
-             until_us = excluded.until_us, draining = excluded.draining",
+             until_us = excluded.until_us, draining_us = excluded.draining_us",
     )
     .bind(replica.id.0)
     .bind(replica.name)

@@ -91,6 +91,11 @@ pub trait Replicas: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether another gives places: any that does not drain, and was heard within `patience` of the end of its lease.
+    async fn others_give(&self, _patience: Duration) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// Every one that lives.
     async fn living(&self) -> Result<Vec<Replica>, StoreError> {
         Ok(Vec::new())

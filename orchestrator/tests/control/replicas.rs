@@ -83,6 +83,13 @@ async fn reaches(service: &Service, created: &Created, phase: SessionPhase) -> S
     .await
 }
 
+async fn stop(service: &mut Service) {
+    let pid = Pid::from_raw(service.child.id().try_into().unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let ended = until("it ends", async || service.child.try_wait().unwrap());
+    assert!(ended.await.success());
+}
+
 #[tokio::test]
 async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_takes_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -101,7 +108,7 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
         "{said}"
     );
     b.gets_the_key_of(&a);
-    let two = b.serve().await;
+    let mut two = b.serve().await;
 
     let used = create(&one).await;
     let ready = reaches(&two, &used, SessionPhase::Ready).await;
@@ -124,10 +131,7 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
     assert!(run(&["drain", "--config"], &a.config).status.success());
     let refused = one.client.create(&CreateSession::default(), "k").await;
     assert!(refused.is_err());
-    let pid = Pid::from_raw(one.child.id().try_into().unwrap());
-    kill(pid, Signal::SIGTERM).unwrap();
-    let ended = until("it ends", async || one.child.try_wait().unwrap()).await;
-    assert!(ended.success());
+    stop(&mut one).await;
     let still = reaches(&two, &used, SessionPhase::Ready).await;
     assert_eq!((still.desktop, a.machines()), (ready.desktop, 1));
     reaches(&two, &waits, SessionPhase::Queued).await;
@@ -154,6 +158,11 @@ async fn any_of_them_answers_for_all_and_what_one_that_stops_leaves_another_take
     let drained = run(&["drain", "--wait", "--config"], &a.config);
     let said = String::from_utf8(drained.stdout).unwrap();
     assert!(said.contains("no session is left"), "{said}");
+    reaches(&two, &last, SessionPhase::Queued).await;
+    // That one is restarted: nobody is sent away for that.
+    stop(&mut two).await;
+    assert!(run(&["drain", "--config"], &a.config).status.success());
+    let two = b.serve().await;
     reaches(&two, &last, SessionPhase::Queued).await;
     assert!(run(&["drain", "--config"], &b.config).status.success());
     let told = reaches(&two, &last, SessionPhase::Failed).await;
@@ -217,7 +226,7 @@ async fn what_it_was_given_in_an_answer_that_was_lost_is_worked_for() {
     assert!(run(&["drain", "--config"], &place.config).status.success());
     let me = replica::id(&place.dir.path().join("state"));
     let mut db = PgConnection::connect_with(&database).await.unwrap();
-    let another = "INSERT INTO replica SELECT 'another', name, installation, until_us + 3600000000, false FROM replica";
+    let another = "INSERT INTO replica SELECT 'another', name, installation, until_us + 3600000000, NULL FROM replica";
     db.execute(another).await.unwrap();
     let store = PostgresStore::open(database, me).await.unwrap();
     let wish = Wish {

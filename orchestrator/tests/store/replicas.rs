@@ -233,29 +233,35 @@ async fn changes_are_heard_and_what_may_have_been_missed_is_told() {
 }
 
 #[tokio::test]
-async fn whoever_drains_is_known_for_that_until_it_leaves() {
+async fn whoever_drains_gives_no_places_as_the_others_know() {
     let database = database().await;
     let (a, b) = (open(&database, "a").await, open(&database, "b").await);
-    let draining = |drains| {
+    let says = async |draining| {
         let one = replica(&a, "key");
-        let draining = drains;
-        Replica { draining, ..one }
+        a.renew(&Replica { draining, ..one }, LONG).await.unwrap();
     };
-    let drains = async || {
+    let known = async || {
         let living = b.living().await.unwrap();
-        living.iter().map(|one| one.draining).collect::<Vec<_>>()
+        let drain = living.iter().any(|one| one.draining);
+        (drain, b.others_give(LONG).await.unwrap())
     };
     lives(&b, LONG).await;
-    a.renew(&draining(true), LONG).await.unwrap();
-    assert_eq!(drains().await, [true, false]);
-    a.renew(&draining(false), LONG).await.unwrap();
-    assert_eq!(drains().await, [false, false]);
+    assert_eq!(known().await, (false, false), "there is no other");
+    says(true).await;
+    assert_eq!(known().await, (true, false));
+    says(false).await;
+    assert_eq!(known().await, (false, true));
 
-    // One of an older version takes its place, which says nothing of it.
-    a.renew(&draining(true), LONG).await.unwrap();
+    // Stopped while it gives places, it is believed to come back, for a while.
     a.leave().await.unwrap();
+    assert_eq!(known().await, (false, true));
+    assert!(!b.others_give(OVER).await.unwrap());
+    // While it drains, it is not; until one of an older version is started in its place, which says nothing of that.
+    says(true).await;
+    a.leave().await.unwrap();
+    assert_eq!(known().await, (false, false));
     let mut db = PgConnection::connect_with(&database).await.unwrap();
     let older = "UPDATE replica SET until_us = until_us + 3600000000 WHERE id = 'a'";
     db.execute(older).await.unwrap();
-    assert_eq!(drains().await, [false, false]);
+    assert_eq!(known().await, (false, true));
 }
