@@ -5,6 +5,7 @@ use mayfly_postgres::Cluster;
 use mayfly_tests::deaths::{self, Life, Place};
 use mayfly_tests::lab::{Provider, image_folder};
 use std::collections::BTreeSet;
+use std::convert::identity;
 
 /// So many orchestrators at once: they mostly wait.
 const AT_ONCE: usize = 6;
@@ -32,15 +33,11 @@ async fn deaths_in(
     Ok(there.map(|death| death.point).collect())
 }
 
-fn every(points: Vec<String>) -> Vec<String> {
-    points
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn at_every_point_on_pretended_machines() -> Result<()> {
     let mut died = BTreeSet::new();
     for life in Life::PRETENDED.into_iter().filter(|l| *l != Life::Stuck) {
-        died.extend(deaths_in(life, None, AT_ONCE, every).await?);
+        died.extend(deaths_in(life, None, AT_ONCE, identity).await?);
     }
     for call in [
         "commit accept",
@@ -84,14 +81,14 @@ async fn at_every_point_of_a_lease_and_some_others_on_postgresql() -> Result<()>
     for point in ["after commit renew#1", "before commit take over#1"] {
         ensure!(died.contains(point), "{point} is not in {died:?}");
     }
-    deaths_in(Life::Drained, server, AT_ONCE, every).await?;
+    deaths_in(Life::Drained, server, AT_ONCE, identity).await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn at_every_point_of_a_desktop_that_is_stuck() -> Result<()> {
     // It takes its time to be that, in which nothing is done.
-    let died = deaths_in(Life::Stuck, None, 20, every).await?;
+    let died = deaths_in(Life::Stuck, None, 20, identity).await?;
     for point in ["before commit ending, destroying#1", "after destroy#1"] {
         ensure!(died.contains(point), "{point} is not in {died:?}");
     }
