@@ -38,6 +38,13 @@ macro_rules! rows {
     };
 }
 
+/// How many sessions wait, as `queued`. One number that all change would make them wait for each other.
+macro_rules! queued {
+    () => {
+        "SELECT count(*) AS queued FROM session WHERE phase = 'queued'"
+    };
+}
+
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same words on both databases")]
 mod sql;

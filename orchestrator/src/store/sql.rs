@@ -1043,7 +1043,9 @@ impl Before {
 async fn before(db: &mut Connection, keys: &[&Idempotency]) -> Result<Before, StoreError> {
     let ids: Vec<_> = keys.iter().map(|key| key.key_sha256.clone()).collect();
     let rows = sqlx::query(concat!(
-        "SELECT * FROM (SELECT count(*) AS queued FROM session WHERE phase = 'queued') AS queue LEFT JOIN (
+        "SELECT * FROM (",
+        queued!(),
+        ") AS waiting LEFT JOIN (
              SELECT i.key_sha256, i.request_sha256, e.seq, e.at_us, e.body
              FROM idempotency AS i JOIN event AS e ON e.session_id = i.session_id AND e.seq = 1
              WHERE i.key_sha256 IN (SELECT value->>'id' FROM ",

@@ -2,11 +2,11 @@
 //!
 //! # Guarantees
 //! * Changes that wait for the disk at the same time share its flush ([`super::writer`]). What moves them from the log to their place
-//!   does so beside them: they do not wait for that.
+//!   does so beside them: they wait for the last few pages only, when the log begins anew.
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
 use super::replicas::{ReplicaId, Replicas};
-use super::writer::Writer;
+use super::writer::{MOVE, Writer};
 use super::{Schema, Store, StoreError};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -33,6 +33,13 @@ macro_rules! rows {
     };
 }
 
+/// How many sessions wait, as `queued`: their table's triggers count them.
+macro_rules! queued {
+    () => {
+        "SELECT waiting AS queued FROM queue"
+    };
+}
+
 #[path = "sql.rs"]
 mod sql;
 
@@ -44,10 +51,12 @@ type Sql = SqliteStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
-/// Pages in the log (64 MiB) after which whoever commits moves them, if nobody did before.
-const LOG_PAGES: &str = "16384";
-/// How often somebody does.
-const MOVED: Duration = Duration::from_secs(1);
+/// Pages in the log (256 MiB) after which whoever commits moves them, if nobody did before.
+const LOG_PAGES: &str = "65536";
+/// How long after a commit they are moved: seldom enough to move a page once for many commits, often enough to keep no processor long.
+const MOVED: Duration = Duration::from_millis(100);
+/// Pages in the log (64 MiB) after which it begins anew.
+const ANEW: i64 = 16_384;
 
 /// A query may have several statements: each is a message to the connection's thread.
 const SEVERAL: bool = true;
@@ -92,16 +101,22 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", LOG_PAGES)
+            // What an intent may take back would otherwise be a file, made and removed with each.
+            .pragma("temp_store", "MEMORY")
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let (db, schema) = open_writer(&options).await.map_err(damaged)?;
-        let mover = Mover::start(SqliteConnection::connect_with(&options).await?);
+        let writer = Writer::start(db);
+        let mover = Mover::start(
+            SqliteConnection::connect_with(&options).await?,
+            writer.clone(),
+        );
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         Ok(Self {
-            writer: Some(Writer::start(db)),
+            writer: Some(writer),
             mover: Some(Arc::new(mover)),
             readers,
             schema,
@@ -189,7 +204,7 @@ impl SqliteStore {
     }
 }
 
-/// Moves what was committed from the log into the database's file, every now and then; ends with the store.
+/// Moves what was committed from the log into the database's file, soon after; ends with the store.
 #[derive(Debug)]
 struct Mover {
     closing: CancellationToken,
@@ -197,19 +212,22 @@ struct Mover {
 }
 
 impl Mover {
-    fn start(mut db: SqliteConnection) -> Self {
+    fn start(mut db: SqliteConnection, writer: Writer) -> Self {
         let (closing, mut task) = (CancellationToken::new(), JoinSet::new());
         let closed = closing.clone();
         task.spawn(async move {
-            while closed
-                .run_until_cancelled(tokio::time::sleep(MOVED))
-                .await
-                .is_some()
-            {
+            let committed = async || {
+                writer.committed().await;
+                tokio::time::sleep(MOVED).await;
+            };
+            while closed.run_until_cancelled(committed()).await.is_some() {
                 // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
-                let _ = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
-                    .execute(&mut db)
-                    .await;
+                let moved: Result<(i64, i64, i64), _> =
+                    sqlx::query_as(MOVE).fetch_one(&mut db).await;
+                if moved.is_ok_and(|(_, pages, _)| pages > ANEW) {
+                    // There may be more by now, and only who writes can see to it that there is not.
+                    writer.move_rest();
+                }
             }
             // The last who closes leaves the whole in one file.
             let _ = db.close().await;

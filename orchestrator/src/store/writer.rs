@@ -13,7 +13,7 @@ use sqlx::SqliteConnection;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,7 @@ const WAITING: usize = 1_024;
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Box<dyn Intent>>,
+    log: Arc<Log>,
     closing: CancellationToken,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -35,9 +36,11 @@ impl Writer {
     pub(super) fn start(db: SqliteConnection) -> Self {
         let (queue, asked) = mpsc::channel(WAITING);
         let closing = CancellationToken::new();
-        let task = tokio::spawn(work(db, asked, closing.clone()));
+        let log = Arc::<Log>::default();
+        let task = tokio::spawn(work(db, asked, log.clone(), closing.clone()));
         Self {
             queue,
+            log,
             closing,
             task: Arc::new(Mutex::new(Some(task))),
         }
@@ -60,6 +63,16 @@ impl Writer {
         answered.await.unwrap_or(Err(closed))
     }
 
+    /// Returns once something was committed since it returned last.
+    pub(super) async fn committed(&self) {
+        self.log.grew.notified().await;
+    }
+
+    /// Moves what is left in the log between two commits: who writes next begins it anew. Somebody else moved most of it just before.
+    pub(super) fn move_rest(&self) {
+        self.log.rest.notify_one();
+    }
+
     /// Makes what waits, and ends.
     pub(super) async fn close(&self) {
         self.closing.cancel();
@@ -74,6 +87,17 @@ impl Writer {
         }
     }
 }
+
+/// What the writer and who moves its log to its place tell each other.
+#[derive(Debug, Default)]
+struct Log {
+    grew: Notify,
+    rest: Notify,
+}
+
+/// Moves what can be moved without waiting for anybody; says whether somebody else was at it, how many pages are in the log, and how
+/// many of those were moved (`PRAGMA wal_checkpoint` of SQLite).
+pub(super) const MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 
 /// Something to be made in a transaction that others share.
 trait Intent: Send {
@@ -137,12 +161,17 @@ fn not_written(why: &str) -> StoreError {
 async fn work(
     mut db: SqliteConnection,
     mut asked: mpsc::Receiver<Box<dyn Intent>>,
+    log: Arc<Log>,
     closing: CancellationToken,
 ) {
     let mut intents = Vec::with_capacity(GROUP);
     loop {
         tokio::select! {
             biased;
+            () = log.rest.notified() => {
+                // What cannot be moved now stays where it is as durable.
+                let _ = run(&mut db, MOVE).await;
+            }
             there_are = asked.recv_many(&mut intents, GROUP) => {
                 if there_are == 0 {
                     break;
@@ -150,6 +179,7 @@ async fn work(
                 let mut group: VecDeque<_> = intents.drain(..).collect();
                 let mut answers = Vec::with_capacity(group.len());
                 let committed = commit(&mut db, &mut group, &mut answers).await;
+                log.grew.notify_one();
                 let why = committed.as_ref().map_err(ToString::to_string);
                 if why.is_err() {
                     // The database may have ended it by itself.

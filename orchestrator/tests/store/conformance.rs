@@ -24,6 +24,7 @@ on_every_store!(
     a_change_that_says_nothing_writes_nothing_and_a_quiet_one_no_event,
     places_go_to_who_waits_longest_within_the_limits,
     those_in_front_are_told_their_places_first_and_each_once,
+    who_leaves_the_queue_makes_room_there_and_who_comes_back_takes_it,
     a_session_without_room_waits_again_and_lets_other_templates_pass,
     a_number_is_never_used_twice_even_if_its_session_was_forgotten,
     estimates_are_medians_of_what_was,
@@ -220,6 +221,50 @@ async fn those_in_front_are_told_their_places_first_and_each_once(place: Place) 
     assert_eq!(told(0, 1).await, (vec![(ids[0], Some(1))], false));
     assert_eq!(told(0, 3).await, (vec![(ids[1], Some(2))], false));
     assert_eq!(told(0, 9).await, (vec![], true));
+    store.close().await;
+}
+
+async fn who_leaves_the_queue_makes_room_there_and_who_comes_back_takes_it(place: Place) {
+    let store = place.open().await;
+    let first = accept(&store, now()).await;
+    accept(&store, after(now(), SECOND)).await;
+    // The place of one more where two may wait.
+    let room = async || {
+        let record = asked(Expected::default(), after(now(), SECOND * 60));
+        match store.accept(record, None, 2).await.unwrap() {
+            Accepted::New(record) => record.queue_position,
+            Accepted::Full => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(room().await, None);
+    let planned = given(&store, &Limits::default(), now()).await;
+    assert_eq!(planned.id, first.id);
+    let name = planned.desktop.unwrap().name();
+    change(&store, first.id, now(), move |r| {
+        r.creating(name).unwrap();
+        r.requeue(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert_eq!(room().await, None, "it is back");
+    change(&store, first.id, now(), move |r| {
+        r.end(EndReason::Requested, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert_eq!(room().await, Some(2));
+    assert_eq!(room().await, None);
+    // What was gone long ago counts for nobody.
+    change(&store, first.id, now(), move |r| {
+        r.gone(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    assert_eq!(store.forget(after(now(), SECOND * 60)).await.unwrap(), 1);
+    assert_eq!(room().await, None);
+    given(&store, &Limits::default(), now()).await;
+    assert_eq!(room().await, Some(2));
     store.close().await;
 }
 

@@ -5,6 +5,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use mayfly_api::DesktopName;
 use mayfly_orchestrator::session::Expected;
+use mayfly_orchestrator::store::machines::{Locking, Machines, Reserved};
 use mayfly_orchestrator::store::sqlite::SqliteStore;
 use mayfly_orchestrator::store::words::{Kept, Words};
 use mayfly_orchestrator::store::{Accepted, Change, Store, StoreError};
@@ -25,6 +26,14 @@ async fn changes_that_wait_at_the_same_time_share_a_commit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mayfly.db");
     let store = SqliteStore::open(&path).await.unwrap();
+    // While somebody reads what is in the log, it does not begin anew: all commits can be counted.
+    let options = SqliteConnectOptions::new().filename(&path);
+    let mut reader = SqliteConnection::connect_with(&options).await.unwrap();
+    let mut reading = reader.begin().await.unwrap();
+    sqlx::query("SELECT * FROM session")
+        .fetch_all(&mut *reading)
+        .await
+        .unwrap();
     let before = commits(&path);
     let sessions = (0..100).map(|_| {
         let record = asked(Expected::default(), Timestamp::now());
@@ -39,7 +48,47 @@ async fn changes_that_wait_at_the_same_time_share_a_commit() {
         "100 sessions in {commits} commits"
     );
     assert_eq!(store.live().await.unwrap().len(), 100);
+    drop(reading);
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_begins_anew_while_changes_never_end() {
+    const STATE: usize = 1 << 20;
+    // Less than twice the log after which who commits moves it.
+    const BOUND: usize = 480;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mayfly.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let machine = |name| Reserved {
+        name,
+        node: "node".to_owned(),
+        memory_mib: 1,
+        storage: "storage".to_owned(),
+    };
+    let names: Vec<_> = (0..4).filter_map(DesktopName::from_number).collect();
+    for name in &names {
+        store.reserve(&machine(*name), 9).await.unwrap();
+        store.lock(*name, "id", "{}").await.unwrap();
+    }
+    // So many at once that there is always one that waits to be written.
+    for saved in 1..=BOUND / names.len() {
+        // What is there already is not written again.
+        let state = saved.to_be_bytes().repeat(STATE / size_of::<usize>());
+        let saving = names.iter().map(|name| store.save(*name, "id", &state));
+        for done in join_all(saving).await {
+            assert_eq!(done.unwrap(), Locking::Done);
+        }
+        let written = saved * names.len() * STATE;
+        let log = std::fs::metadata(path.with_extension("db-wal"))
+            .unwrap()
+            .len();
+        if written > 2 * usize::try_from(log).unwrap() {
+            store.close().await;
+            return;
+        }
+    }
+    panic!("the log has all that was ever written");
 }
 
 #[tokio::test]
