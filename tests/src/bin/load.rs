@@ -245,6 +245,8 @@ async fn mayfly(args: &Args, kind: Kind<'_>) -> Result<Value> {
 /// What is asked for: path and body.
 type Ask = (&'static str, &'static str);
 const CREATE: Ask = ("/api/v1/sessions", "{}");
+/// Refused before the database is asked.
+const REFUSED: Ask = ("/api/v1/sessions", "[]");
 const CREATE_FLASK: Ask = ("/api/session/create", r#"{"username": "ada"}"#);
 
 /// One who asks, by a connection that is made again when it was closed.
@@ -403,6 +405,14 @@ async fn at_rates(args: &Args, kind: Kind<'_>) -> Result<Value> {
         let step = json!({"accept_ms": figures(waited), "took_s": tenth(took), "sessions": all.len(), "resident_mb": service.resident_mb()?});
         steps.insert(format!("{rate:06} in a second"), step);
     }
+    // Beside it, on the same machine: what is not the database's.
+    let refused = at_a_rate(&service.address(), args.rate, all.len(), ASKERS, REFUSED).await?;
+    let refused = refused.into_iter().map(|(answer, waited)| {
+        let status = answer?.status;
+        ensure!(status == StatusCode::BAD_REQUEST, "refused with {status}");
+        Ok(waited)
+    });
+    let refused = figures(refused.collect::<Result<_>>()?);
     // What was accepted is there.
     let live = service.live().await?;
     let there = all.iter().filter(|c| live.contains(&c.session.id)).count();
@@ -414,7 +424,12 @@ async fn at_rates(args: &Args, kind: Kind<'_>) -> Result<Value> {
         let followed = all.split_off(all.len() - args.streams);
         told = fan_out(&mut service, followed).await?;
     }
-    Ok(json!({"idle_resident_mb": idle, "steps": steps, "streams": told}))
+    Ok(json!({
+        "idle_resident_mb": idle,
+        "steps": steps,
+        "refused_at_the_last_rate_ms": refused,
+        "streams": told,
+    }))
 }
 
 /// From the word that ends a session to the event of that on its stream, with all streams open.
