@@ -261,6 +261,7 @@ async fn a_pid_that_another_process_has_now_is_not_taken_for_ours() {
     let mut record: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     record["supervisor"]["pid"] = stranger_process.pid.into();
+    record["supervisor"]["start_time"] = (stranger_process.start_time - 1).into();
     std::fs::write(&path, record.to_string()).unwrap();
     assert_eq!(folder.supervised().status(), Status::Lost);
     folder.supervised().stop().unwrap();

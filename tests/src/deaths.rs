@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// So many deaths at the same point, at most: a desktop that is watched passes some again and again.
@@ -139,6 +139,8 @@ pub enum Life {
     Waiting,
     /// An administrator has the orchestrator drain; one waits.
     Drained,
+    /// A person works on it while the orchestrator is stopped in order, where it has a lease to give back.
+    Stopped,
     /// It cannot be made.
     Failing,
     /// Nobody owns it.
@@ -162,6 +164,9 @@ impl Life {
         Self::Stuck,
     ];
 
+    /// The others of those, where orchestrators share a database.
+    pub const SHARED: [Self; 1] = [Self::Stopped];
+
     /// The points of this life that are meant: all, or those that others do not have.
     fn has(self, point: &str) -> bool {
         let own: &[&str] = match self {
@@ -169,6 +174,7 @@ impl Life {
             Self::Joining => &[" account "],
             Self::Waiting => &["commit renumber", ", no desktop"],
             Self::Drained => &[" drain", ", no desktop"],
+            Self::Stopped => &["commit leave"],
             Self::Failing => &[" words", "commit failed,"],
             Self::Unowned => &[" reap"],
             Self::Restored => &["commit resume"],
@@ -386,7 +392,7 @@ impl<'a> Story<'a> {
         let wish = CreateSession::default();
         let waiting = match life {
             Life::Used | Life::Unused | Life::Joining | Life::Failing => return Ok(Vec::new()),
-            Life::Working | Life::Unowned | Life::Restored => 0,
+            Life::Working | Life::Stopped | Life::Unowned | Life::Restored => 0,
             Life::Drained => 1,
             Life::Waiting => 2,
             Life::Stuck => {
@@ -402,7 +408,7 @@ impl<'a> Story<'a> {
             there.push(self.ask(&wish).await?);
         }
         match life {
-            Life::Working => self.connect(&there[0]).await?,
+            Life::Working | Life::Stopped => self.connect(&there[0]).await?,
             Life::Unowned | Life::Restored => {
                 let file = std::fs::read(self.machine(name))?;
                 self.end(&there.remove(0)).await?;
@@ -445,6 +451,19 @@ impl<'a> Story<'a> {
         match (life, there) {
             (Life::Working, [held]) => {
                 self.work(held).await?;
+                self.part(told).await?;
+                self.ends(held).await
+            }
+            (Life::Stopped, [held]) => {
+                self.connect(held).await?;
+                self.stop().await?;
+                let status = self.place.orchestrator.process().poll()?;
+                if status.is_some_and(was_killed) {
+                    self.died = Some(Instant::now());
+                }
+                self.caller = None;
+                self.place.orchestrator.start_again(&self.place.lab).await?;
+                self.connect(held).await?;
                 self.part(told).await?;
                 self.ends(held).await
             }
@@ -551,7 +570,7 @@ impl<'a> Story<'a> {
         let Some(status) = self.place.orchestrator.process().poll()? else {
             return Ok(());
         };
-        if self.died.is_some() || status.signal() != Some(Signal::SIGKILL as i32) {
+        if self.died.is_some() || !was_killed(status) {
             bail!("the orchestrator ended by itself: {status}");
         }
         self.died = Some(Instant::now());
@@ -728,6 +747,10 @@ impl<'a> Story<'a> {
         let text = std::fs::read_to_string(&file)?;
         Ok(std::fs::write(file, text.replace(from, to))?)
     }
+}
+
+fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::SIGKILL as i32)
 }
 
 /// Something that must not be, and will not pass.

@@ -82,6 +82,8 @@ async fn at_every_point_of_a_lease_and_some_others_on_postgresql() -> Result<()>
         ensure!(died.contains(point), "{point} is not in {died:?}");
     }
     deaths_in(Life::Drained, server, AT_ONCE, identity).await?;
+    let died = deaths_in(Life::Stopped, server, AT_ONCE, identity).await?;
+    ensure!(died.len() == 2, "it gives back its lease once: {died:?}");
     Ok(())
 }
 

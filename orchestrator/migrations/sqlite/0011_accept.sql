@@ -1,6 +1,7 @@
 -- What is done for each session that is asked for does not become more with those who wait.
 
--- Expected durations come of those that became ready: the others are not read for it.
+-- Expected durations come of those that became ready: the others are not read for it, and cost
+-- no entry. (A change of one that became ready writes its entry again.)
 CREATE INDEX session_ready ON session (template, provider, created_us, id) WHERE ready_us IS NOT NULL;
 DROP INDEX session_history;
 

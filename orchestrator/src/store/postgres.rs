@@ -8,7 +8,8 @@
 //!   change was made whole or not at all, and whoever asked looks again.
 //! * Orchestrators hear of each other's changes by LISTEN and NOTIFY. Whoever may have missed one is told that as well.
 //! * The schema is brought up to date by `migrate` alone, under a lock: `serve` refuses an older one, so that an administrator says
-//!   when. A newer one is taken, since two versions run side by side while a site is upgraded; migrations only add.
+//!   when. A newer one is taken, since two versions run side by side while a site is upgraded; migrations take
+//!   away nothing that an older version reads or writes.
 
 use super::replicas::{Changed, Replica, ReplicaId, Replicas};
 use super::{Schema, StoreError};

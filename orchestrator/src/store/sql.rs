@@ -157,8 +157,15 @@ impl Store for Sql {
     }
 
     async fn forget(&self, before: Timestamp) -> Result<u64, StoreError> {
-        self.commit("forget", move |db| Box::pin(forget(db, before)))
-            .await
+        let mut all = 0;
+        loop {
+            let part = self.commit("forget", move |db| Box::pin(forget(db, before)));
+            let part = part.await?;
+            all += part;
+            if part < FORGOTTEN {
+                return Ok(all);
+            }
+        }
     }
 
     async fn resume(
@@ -736,13 +743,17 @@ const MOVED_EVENTS: &str = concat!(
     rows!()
 );
 
+/// So many sessions are forgotten by one transaction: others are made meanwhile, and it is held in memory.
+const FORGOTTEN: u64 = 1_000;
+
 async fn forget(db: &mut Connection, before: Timestamp) -> Result<u64, StoreError> {
     alone(db, "forget").await?;
     let done = sqlx::query(
-        "DELETE FROM session WHERE phase IN ('ended', 'failed') AND created_us < $1
-           AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone')",
+        "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE phase IN ('ended', 'failed') AND created_us < $1
+           AND NOT EXISTS (SELECT 1 FROM desktop WHERE session_id = session.id AND phase <> 'gone') LIMIT $2)",
     )
     .bind(before.as_microsecond())
+    .bind(i64::try_from(FORGOTTEN).unwrap_or(i64::MAX))
     .execute(db)
     .await?;
     Ok(done.rows_affected())

@@ -6,7 +6,7 @@
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
 use super::replicas::{ReplicaId, Replicas};
-use super::writer::{MOVE, Writer};
+use super::writer::{MOVE, Writer, not_moved};
 use super::{Schema, Store, StoreError};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -53,10 +53,12 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// Pages in the log (256 MiB) after which whoever commits moves them, if nobody did before.
 const LOG_PAGES: &str = "65536";
-/// How long after a commit they are moved: seldom enough to move a page once for many commits, often enough to keep no processor long.
-const MOVED: Duration = Duration::from_millis(100);
+/// How long after a commit they are moved: a page is moved once for many commits, and still there are not many at a time.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Pages in the log (64 MiB) after which it begins anew.
 const ANEW: i64 = 16_384;
+/// So many are left at most for who commits: nobody waits long.
+const REST: i64 = 1_024;
 
 /// A query may have several statements: each is a message to the connection's thread.
 const SEVERAL: bool = true;
@@ -101,7 +103,7 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", LOG_PAGES)
-            // What an intent may take back would otherwise be a file, made and removed with each.
+            // What a change of more than some pages may take back would otherwise be a file, made and removed with each.
             .pragma("temp_store", "MEMORY")
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
@@ -218,15 +220,17 @@ impl Mover {
         task.spawn(async move {
             let committed = async || {
                 writer.committed().await;
-                tokio::time::sleep(MOVED).await;
+                tokio::time::sleep(PAUSE).await;
             };
             while closed.run_until_cancelled(committed()).await.is_some() {
-                // What it cannot move now stays in the log, where it is as durable; changes that fail say why themselves.
-                let moved: Result<(i64, i64, i64), _> =
-                    sqlx::query_as(MOVE).fetch_one(&mut db).await;
-                if moved.is_ok_and(|(_, pages, _)| pages > ANEW) {
-                    // There may be more by now, and only who writes can see to it that there is not.
-                    writer.move_rest();
+                match sqlx::query_as(MOVE).fetch_one(&mut db).await {
+                    Ok::<(i64, i64, i64), _>((_, pages, moved)) => {
+                        if pages > ANEW && pages - moved < REST {
+                            // There may be more by now, and only who writes can see to it that there is not.
+                            writer.move_rest();
+                        }
+                    }
+                    Err(error) => not_moved(&error),
                 }
             }
             // The last who closes leaves the whole in one file.

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 /// So many intents share a commit at most: what each of them waits for stays short.
 const GROUP: usize = 128;
@@ -63,7 +64,7 @@ impl Writer {
         answered.await.unwrap_or(Err(closed))
     }
 
-    /// Returns once something was committed since it returned last.
+    /// Returns once something was committed since it returned last, or could not be: to move the log may help.
     pub(super) async fn committed(&self) {
         self.log.grew.notified().await;
     }
@@ -98,6 +99,11 @@ struct Log {
 /// Moves what can be moved without waiting for anybody; says whether somebody else was at it, how many pages are in the log, and how
 /// many of those were moved (`PRAGMA wal_checkpoint` of SQLite).
 pub(super) const MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+
+/// It stays in the log, where it is as durable. Changes that fail say so themselves; a log that only grows does not.
+pub(super) fn not_moved(error: &sqlx::Error) {
+    error!(%error, "what was committed stays in the database's log; make sure that its disk has room and can be written");
+}
 
 /// Something to be made in a transaction that others share.
 trait Intent: Send {
@@ -169,8 +175,9 @@ async fn work(
         tokio::select! {
             biased;
             () = log.rest.notified() => {
-                // What cannot be moved now stays where it is as durable.
-                let _ = run(&mut db, MOVE).await;
+                if let Err(error) = run(&mut db, MOVE).await {
+                    not_moved(&error);
+                }
             }
             there_are = asked.recv_many(&mut intents, GROUP) => {
                 if there_are == 0 {

@@ -12,6 +12,7 @@ use mayfly_orchestrator::store::{Accepted, Change, Store, StoreError};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How often the log was written to the end of a commit: every commit ends with a frame that says the database's size.
 fn commits(database: &Path) -> usize {
@@ -56,7 +57,7 @@ async fn changes_that_wait_at_the_same_time_share_a_commit() {
 async fn the_log_begins_anew_while_changes_never_end() {
     const STATE: usize = 1 << 20;
     // Less than twice the log after which who commits moves it.
-    const BOUND: usize = 480;
+    const BOUND: usize = 480 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mayfly.db");
     let store = SqliteStore::open(&path).await.unwrap();
@@ -71,24 +72,24 @@ async fn the_log_begins_anew_while_changes_never_end() {
         store.reserve(&machine(*name), 9).await.unwrap();
         store.lock(*name, "id", "{}").await.unwrap();
     }
-    // So many at once that there is always one that waits to be written.
-    for saved in 1..=BOUND / names.len() {
-        // What is there already is not written again.
-        let state = saved.to_be_bytes().repeat(STATE / size_of::<usize>());
-        let saving = names.iter().map(|name| store.save(*name, "id", &state));
-        for done in join_all(saving).await {
-            assert_eq!(done.unwrap(), Locking::Done);
+    // There is always one that waits to be written.
+    let (written, anew) = (AtomicUsize::new(0), AtomicBool::new(false));
+    join_all(names.iter().map(async |name| {
+        while !anew.load(Ordering::Relaxed) {
+            let before = written.fetch_add(STATE, Ordering::Relaxed);
+            assert!(before < BOUND, "the log has most of what was ever written");
+            // What is there already is not written again.
+            let state = before.to_be_bytes().repeat(STATE / size_of::<usize>());
+            let saved = store.save(*name, "id", &state).await.unwrap();
+            assert_eq!(saved, Locking::Done);
+            let log = std::fs::metadata(path.with_extension("db-wal")).unwrap();
+            if before > 2 * usize::try_from(log.len()).unwrap() {
+                anew.store(true, Ordering::Relaxed);
+            }
         }
-        let written = saved * names.len() * STATE;
-        let log = std::fs::metadata(path.with_extension("db-wal"))
-            .unwrap()
-            .len();
-        if written > 2 * usize::try_from(log).unwrap() {
-            store.close().await;
-            return;
-        }
-    }
-    panic!("the log has all that was ever written");
+    }))
+    .await;
+    store.close().await;
 }
 
 #[tokio::test]
@@ -181,6 +182,9 @@ async fn a_database_of_the_first_versions_is_brought_up_to_date_with_what_is_in_
     assert!(schema.found == Some(4) && schema.wanted > schema.found);
     let seen = DesktopName::from_number(41);
     assert_eq!(store.resume(seen, Timestamp::now()).await.unwrap(), None);
+    let another = asked(Expected::default(), Timestamp::now());
+    let full = store.accept(another, None, 1).await.unwrap();
+    assert!(matches!(full, Accepted::Full), "one waits: {full:?}");
     store.close().await;
 }
 

@@ -197,8 +197,10 @@ impl Soak {
                 Part::Site | Part::Plain | Part::DeathsSite => self.elsewhere(args, *part),
                 Part::DeathsPretended => {
                     let server = tokio::task::spawn_blocking(|| Cluster::start(None)).await?;
-                    for server in [None, Some(&server)] {
-                        self.deaths(&Life::PRETENDED, PRETENDED_AT_ONCE, async |life| {
+                    let shared = [&Life::PRETENDED[..], &Life::SHARED].concat();
+                    for (server, lives) in [(None, &Life::PRETENDED[..]), (Some(&server), &shared)]
+                    {
+                        self.deaths(lives, PRETENDED_AT_ONCE, async |life| {
                             life.pretended(server).await
                         })
                         .await?;
