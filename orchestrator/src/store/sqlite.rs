@@ -2,11 +2,11 @@
 //!
 //! # Guarantees
 //! * Changes that wait for the disk at the same time share its flush ([`super::writer`]). What moves them from the log to their place
-//!   does so beside them: they wait for the last few pages only, when the log begins anew.
+//!   does so beside them: they wait for the last few pages only, for a long log to begin anew.
 //! * A damaged file is refused when it is opened, not used until something breaks.
 
 use super::replicas::{ReplicaId, Replicas};
-use super::writer::{MOVE, Writer, not_moved};
+use super::writer::Writer;
 use super::{Schema, Store, StoreError};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 /// The objects of a JSON array, one a row, as `value`.
 macro_rules! rows {
@@ -51,14 +52,10 @@ type Sql = SqliteStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
-/// Pages in the log (256 MiB) after which whoever commits moves them, if nobody did before.
-const LOG_PAGES: &str = "65536";
+/// Pages in the log (64 MiB) after which whoever commits moves those that nobody moved before, for the log to begin anew.
+const LOG_PAGES: &str = "16384";
 /// How long after a commit they are moved: a page is moved once for many commits, and still there are not many at a time.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Pages in the log (64 MiB) after which it begins anew.
-const ANEW: i64 = 16_384;
-/// So many are left at most for who commits: nobody waits long.
-const REST: i64 = 1_024;
 
 /// A query may have several statements: each is a message to the connection's thread.
 const SEVERAL: bool = true;
@@ -223,14 +220,10 @@ impl Mover {
                 tokio::time::sleep(PAUSE).await;
             };
             while closed.run_until_cancelled(committed()).await.is_some() {
-                match sqlx::query_as(MOVE).fetch_one(&mut db).await {
-                    Ok::<(i64, i64, i64), _>((_, pages, moved)) => {
-                        if pages > ANEW && pages - moved < REST {
-                            // There may be more by now, and only who writes can see to it that there is not.
-                            writer.move_rest();
-                        }
-                    }
-                    Err(error) => not_moved(&error),
+                let moved = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut db);
+                if let Err(error) = moved.await {
+                    // Where it is as durable. Changes that fail say so themselves; a log that only grows does not.
+                    error!(%error, "what was committed stays in the database's log; make sure that its disk has room and can be written");
                 }
             }
             // The last who closes leaves the whole in one file.

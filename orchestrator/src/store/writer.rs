@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 /// So many intents share a commit at most: what each of them waits for stays short.
 const GROUP: usize = 128;
@@ -27,7 +26,7 @@ const WAITING: usize = 1_024;
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Box<dyn Intent>>,
-    log: Arc<Log>,
+    committed: Arc<Notify>,
     closing: CancellationToken,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -37,11 +36,11 @@ impl Writer {
     pub(super) fn start(db: SqliteConnection) -> Self {
         let (queue, asked) = mpsc::channel(WAITING);
         let closing = CancellationToken::new();
-        let log = Arc::<Log>::default();
-        let task = tokio::spawn(work(db, asked, log.clone(), closing.clone()));
+        let committed = Arc::<Notify>::default();
+        let task = tokio::spawn(work(db, asked, committed.clone(), closing.clone()));
         Self {
             queue,
-            log,
+            committed,
             closing,
             task: Arc::new(Mutex::new(Some(task))),
         }
@@ -66,12 +65,7 @@ impl Writer {
 
     /// Returns once something was committed since it returned last, or could not be: to move the log may help.
     pub(super) async fn committed(&self) {
-        self.log.grew.notified().await;
-    }
-
-    /// Moves what is left in the log between two commits: who writes next begins it anew. Somebody else moved most of it just before.
-    pub(super) fn move_rest(&self) {
-        self.log.rest.notify_one();
+        self.committed.notified().await;
     }
 
     /// Makes what waits, and ends.
@@ -87,22 +81,6 @@ impl Writer {
             let _ = task.await;
         }
     }
-}
-
-/// What the writer and who moves its log to its place tell each other.
-#[derive(Debug, Default)]
-struct Log {
-    grew: Notify,
-    rest: Notify,
-}
-
-/// Moves what can be moved without waiting for anybody; says whether somebody else was at it, how many pages are in the log, and how
-/// many of those were moved (`PRAGMA wal_checkpoint` of SQLite).
-pub(super) const MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-
-/// It stays in the log, where it is as durable. Changes that fail say so themselves; a log that only grows does not.
-pub(super) fn not_moved(error: &sqlx::Error) {
-    error!(%error, "what was committed stays in the database's log; make sure that its disk has room and can be written");
 }
 
 /// Something to be made in a transaction that others share.
@@ -167,27 +145,22 @@ fn not_written(why: &str) -> StoreError {
 async fn work(
     mut db: SqliteConnection,
     mut asked: mpsc::Receiver<Box<dyn Intent>>,
-    log: Arc<Log>,
+    committed: Arc<Notify>,
     closing: CancellationToken,
 ) {
     let mut intents = Vec::with_capacity(GROUP);
     loop {
         tokio::select! {
             biased;
-            () = log.rest.notified() => {
-                if let Err(error) = run(&mut db, MOVE).await {
-                    not_moved(&error);
-                }
-            }
             there_are = asked.recv_many(&mut intents, GROUP) => {
                 if there_are == 0 {
                     break;
                 }
                 let mut group: VecDeque<_> = intents.drain(..).collect();
                 let mut answers = Vec::with_capacity(group.len());
-                let committed = commit(&mut db, &mut group, &mut answers).await;
-                log.grew.notify_one();
-                let why = committed.as_ref().map_err(ToString::to_string);
+                let done = commit(&mut db, &mut group, &mut answers).await;
+                committed.notify_one();
+                let why = done.as_ref().map_err(ToString::to_string);
                 if why.is_err() {
                     // The database may have ended it by itself.
                     let _ = run(&mut db, "ROLLBACK").await;
