@@ -56,7 +56,6 @@ async fn changes_that_wait_at_the_same_time_share_a_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_begins_anew_while_changes_never_end() {
     const STATE: usize = 1 << 20;
-    // Less than twice the log after which who commits moves it.
     const BOUND: usize = 480 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mayfly.db");
