@@ -89,7 +89,7 @@ async fn on_a_full_disk_it_refuses_and_has_everything_that_it_acknowledged() {
     // Its log was full; the database may have room for some of what is in there.
     let mut more = 0;
     let refused = loop {
-        let key = format!("more {more}");
+        let key = format!("more-{more}");
         match service.client.create(&CreateSession::default(), &key).await {
             Ok(created) => acknowledged.push(created),
             Err(refused) => break refused.to_string(),
