@@ -93,6 +93,18 @@ async fn change(
     done.unwrap().0
 }
 
+/// There is no room for the desktop that it was given: it waits again.
+async fn has_no_room(store: &Arc<dyn Store>, planned: Record) -> DesktopName {
+    let name = planned.desktop.unwrap().name();
+    change(store, planned.id, now(), move |r| {
+        r.creating(name).unwrap();
+        r.requeue(name, now()).unwrap();
+        Change::Told
+    })
+    .await;
+    name
+}
+
 /// The session that is given the next desktop.
 async fn given(store: &Arc<dyn Store>, limits: &Limits, at: Timestamp) -> Record {
     let planned = store.plan_next(limits, &[], at).await.unwrap();
@@ -240,13 +252,7 @@ async fn who_leaves_the_queue_makes_room_there_and_who_comes_back_takes_it(place
     assert_eq!(room().await, None);
     let planned = given(&store, &Limits::default(), now()).await;
     assert_eq!(planned.id, first.id);
-    let name = planned.desktop.unwrap().name();
-    change(&store, first.id, now(), move |r| {
-        r.creating(name).unwrap();
-        r.requeue(name, now()).unwrap();
-        Change::Told
-    })
-    .await;
+    let name = has_no_room(&store, planned).await;
     assert_eq!(room().await, None, "it is back");
     change(&store, first.id, now(), move |r| {
         r.end(EndReason::Requested, now()).unwrap();
@@ -273,13 +279,7 @@ async fn a_session_without_room_waits_again_and_lets_other_templates_pass(place:
     let limits = Limits::default();
     let first = accept(&store, now()).await;
     let planned = given(&store, &limits, now()).await;
-    let name = planned.desktop.unwrap().name();
-    change(&store, first.id, now(), move |r| {
-        r.creating(name).unwrap();
-        r.requeue(name, now()).unwrap();
-        Change::Told
-    })
-    .await;
+    let name = has_no_room(&store, planned).await;
     let moved = store.renumber_queue(0, 1_000, now()).await.unwrap().told;
     let waits = moved[0].view();
     assert_eq!(waits.queue_position, Some(1));
